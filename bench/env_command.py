@@ -1,0 +1,102 @@
+"""`warpdraft env`: what runs here, in the lines that a bug report needs."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata, util
+from math import prod
+from typing import TYPE_CHECKING
+
+from .console import stdout, table, working
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.table import Table
+
+LIBRARIES = ("torch", "transformers", "triton", "accelerate", "numpy", "safetensors", "tokenizers")
+# import name -> distribution, for the engines that take decoding plugins
+ENGINES = {
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "tensorrt_llm": "tensorrt-llm",
+    "llama_cpp": "llama-cpp-python",
+    "mlx_lm": "mlx-lm",
+    "flashinfer": "flashinfer-python",
+    "xgrammar": "xgrammar",
+}
+
+
+def env() -> None:
+    """Print versions, devices, engines and the built-in pair's sizes."""
+    with working("Reading the environment"):
+        devices = device_rows()
+        pair = pair_rows()
+    rows = table("environment", "", title=None)
+    rows.columns[1].justify = "left"
+    add_section(rows, {"warpdraft": version("warpdraft"), "python": platform.python_version()})
+    add_section(rows, {library: version(library) for library in LIBRARIES})
+    add_section(rows, {"platform": platform.platform(), **devices})
+    add_section(rows, {engine: engine_version(engine) for engine in ENGINES})
+    add_section(rows, pair)
+    stdout.print(rows)
+
+
+def add_section(rows: Table, section: dict[str, str]) -> None:
+    """Add one line a fact and a rule below them."""
+    for name, value in section.items():
+        rows.add_row(name, value)
+    rows.add_section()
+
+
+def version(distribution: str) -> str:
+    """The installed version of a distribution, read without importing it."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def engine_version(engine: str) -> str:
+    """The version of an engine, found without importing it: some take seconds, some need a GPU."""
+    if util.find_spec(engine) is None:
+        return "not installed"
+    found = version(ENGINES[engine])
+    return "installed, version unknown" if found == "not installed" else found
+
+
+def device_rows() -> dict[str, str]:
+    """The processor's threads and every accelerator that torch sees."""
+    import torch
+
+    rows = {"cpu": f"{torch.get_num_threads()} threads"}
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        capability = f"sm_{device.major}{device.minor}"
+        rows[f"cuda:{index}"] = (
+            f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {capability}"
+        )
+    if torch.backends.mps.is_available():
+        rows["mps"] = "available"
+    return rows
+
+
+def pair_rows() -> dict[str, str]:
+    """Parameters and bytes of the built-in models."""
+    from warpdraft.builtin_pair import builtin_pair_folders
+
+    folders = builtin_pair_folders()._asdict()
+    return {f"built-in {name}": weights_of(folder) for name, folder in folders.items()}
+
+
+def weights_of(folder: Path) -> str:
+    """The size of a model, read from the head of its file."""
+    from safetensors import safe_open
+
+    file = folder / "model.safetensors"
+    if not file.exists():
+        return "missing"
+    with safe_open(file, framework="numpy") as tensors:
+        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+    parameters = sum(prod(shape) for shape in shapes)
+    return f"{parameters / 1e6:.2f} million parameters, {file.stat().st_size / 1e6:.1f} MB"

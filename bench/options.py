@@ -1,0 +1,126 @@
+"""The options that commands share, and the order in which their rules apply.
+
+temperature -> top-H -> top-k -> top-p -> min-p: transformers' own order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from warpdraft.rules import Rule
+
+MODELS = "Models"
+SAMPLING = "Sampling, applied in this order"
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Target: a Hugging Face folder or name.",
+        show_default="the built-in pair",
+        metavar="NAME",
+        rich_help_panel=MODELS,
+    ),
+]
+DraftModel = Annotated[
+    str | None,
+    typer.Option(
+        help="Draft: likewise.",
+        show_default="none beside --model",
+        metavar="NAME",
+        rich_help_panel=MODELS,
+    ),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.", rich_help_panel=MODELS)]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16 or float16.",
+        show_default="float32 on a CPU, else the checkpoint's",
+        rich_help_panel=MODELS,
+    ),
+]
+
+Temperature = Annotated[
+    float, typer.Option(help="0 is greedy.", metavar="T", rich_help_panel=SAMPLING)
+]
+TopHAlpha = Annotated[
+    float | None,
+    typer.Option(
+        "--top-h",
+        help="Keep the longest prefix with at most this share of the entropy.",
+        metavar="ALPHA",
+        rich_help_panel=SAMPLING,
+    ),
+]
+TopHVariant = Annotated[
+    Literal["paper", "transformers"],
+    typer.Option(
+        help="Top-H as the paper's Algorithm 1 or as transformers' TopHLogitsWarper.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+TopKTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        help="Keep the K most likely tokens.",
+        metavar="K",
+        rich_help_panel=SAMPLING,
+    ),
+]
+TopPMass = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        help="Keep the most likely tokens that hold this mass.",
+        metavar="MASS",
+        rich_help_panel=SAMPLING,
+    ),
+]
+MinPShare = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p",
+        help="Keep tokens of at least this share of the largest probability.",
+        metavar="SHARE",
+        rich_help_panel=SAMPLING,
+    ),
+]
+
+
+def rules_in_order(
+    top_h: float | None,
+    top_h_variant: Literal["paper", "transformers"],
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+) -> tuple[Rule, ...]:
+    """The rules of a command line, in one order whatever the order of the options.
+
+    Raises:
+        ValueError: a parameter outside its range.
+    """
+    from warpdraft import MinP, TopH, TopK, TopP
+
+    asked = (
+        None if top_h is None else TopH(top_h, variant=top_h_variant),
+        None if top_k is None else TopK(top_k),
+        None if top_p is None else TopP(top_p),
+        None if min_p is None else MinP(min_p),
+    )
+    return tuple(rule for rule in asked if rule is not None)
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """A comma-separated list of positive whole numbers.
+
+    Raises:
+        ValueError: anything else.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"{option} takes positive whole numbers separated by commas, got {text!r}")
+    return [int(part) for part in parts]

@@ -1,0 +1,422 @@
+"""The loop: draft K paths, score them with one target call, verify, commit.
+
+    while some text is unfinished:
+        paths   ~  draft model, K i.i.d. paths of L tokens a text         (drafting.py)
+        logits  =  target(text + paths), one call for all of them
+        tokens  =  verify(laws of both models, noise)                     (verification.py)
+        text    += tokens up to the first stop; both caches roll back     (texts.py, cached_model.py)
+
+Without a draft model a block is one target call and one drawn token: plain sampling through the same door.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from warpdraft.kernels.draw import draw
+from warpdraft.kernels.noise import Noise, Role
+
+from .cached_model import CachedModel
+from .drafting import DraftPaths, draft_paths
+from .laws import Law, LawPipeline
+from .statistics import GenerationStats
+from .texts import StoppingCriterion, Texts
+from .verification import VerifiedBlock, Verifier, get_verifier
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+    from transformers.generation.streamers import BaseStreamer
+
+
+@dataclass(frozen=True, slots=True)
+class LoopOptions:
+    """What one generation is asked to do.
+
+    Attributes:
+        max_length: tokens of the longest row, prompt included.
+        pad_token_id: fills the rows that finish early.
+        num_drafts: K in [1, 4096]; greedy decoding drafts one path, for all would be equal.
+        draft_length: L in [1, 255].
+        verifier: a name in `warpdraft.verification.VERIFIERS`.
+        eos_token_ids: tokens that end a row.
+        stopping: further criteria, asked after every emitted token with the rows of each length, scores None.
+        seed: of the noise; None takes one number from torch's default generator.
+        sequence: `[batch]` int64 names of the rows, by default their numbers.
+        generator: takes the seed's place.
+        streamer: gets the prompt, then the new tokens of every block (one text only).
+        collect_scores: keep the processed scores of every emitted token.
+        collect_logits: keep the target's logits there.
+        past_key_values: the target's cache of an earlier turn.
+        return_cache: hand the target's cache back, aligned with the returned token ids.
+    """
+
+    max_length: int
+    pad_token_id: int
+    num_drafts: int = 1
+    draft_length: int = 4
+    verifier: str = "k_seq"
+    eos_token_ids: Sequence[int] = ()
+    stopping: Sequence[StoppingCriterion] = ()
+    seed: int | None = None
+    sequence: Tensor | None = None
+    generator: torch.Generator | None = None
+    streamer: BaseStreamer | None = None
+    collect_scores: bool = False
+    collect_logits: bool = False
+    past_key_values: Cache | None = None
+    return_cache: bool = False
+
+    def __post_init__(self) -> None:
+        for name, largest in (("num_drafts", 4096), ("draft_length", 255)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an int, got {value!r}")
+            if not 1 <= value <= largest:
+                raise ValueError(f"{name} must be in [1, {largest}], got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What a generation wrote.
+
+    Attributes:
+        token_ids: `[batch, longest]` int64, prompt, new tokens, padding.
+        stats: counts and times.
+        scores: processed scores `[batch, vocab]` of each new position, if collected; a row that had finished holds
+            the law of its padding.
+        logits: the target's logits likewise, zeros for finished rows.
+        past_key_values: the target's cache, if asked for: every slot but the last of `token_ids`.
+    """
+
+    token_ids: Tensor
+    stats: GenerationStats
+    scores: tuple[Tensor, ...] | None
+    logits: tuple[Tensor, ...] | None
+    past_key_values: Cache | None
+
+
+class ScoredBlock:
+    """Draft paths with the target's logits: laws are made for the nodes that the verifier reaches."""
+
+    def __init__(
+        self, paths: DraftPaths, target_logits: Tensor, texts: Texts, pipeline: LawPipeline
+    ) -> None:
+        self.draft_token_ids = paths.token_ids
+        self.status = torch.zeros(len(texts.lengths), dtype=torch.int8, device=texts.lengths.device)
+        self.visited: list[tuple[Tensor, Tensor, Law]] = []
+        self._paths = paths
+        self._target_logits = target_logits
+        self._texts = texts
+        self._pipeline = pipeline
+
+    def target(self, rows: Tensor, path: Tensor, depth: int) -> Tensor:
+        """Target law `[len(rows), vocab]`, processed on the text and the path's first `depth` tokens."""
+        logits = self._target_logits[rows, path, depth]
+        prefixes = self._texts.prefixes(rows, self.draft_token_ids[rows, path, :depth])
+        law = self._pipeline(logits, prefixes)
+        self.status[rows] = torch.where(law.status != 0, law.status, self.status[rows])
+        self.visited.append((rows, logits, law))
+        return law.probs
+
+    def draft(self, rows: Tensor, path: Tensor, depth: int) -> Tensor:
+        """Draft law `[len(rows), vocab]`, as it was sampled."""
+        return self._paths.law(rows, path, depth)
+
+
+class PlainSampling(Verifier):
+    """No drafts: one token from the target's law."""
+
+    name = "plain"
+
+    def verify(self, block: Any, noise: Noise) -> VerifiedBlock:
+        """Draw the next token of every row."""
+        rows = torch.arange(len(noise), device=noise.seed.device)
+        zeros = torch.zeros_like(rows)
+        tokens = draw(block.target(rows, zeros, 0), noise, Role.PLAIN)
+        return VerifiedBlock(tokens[:, None], zeros, zeros, block.status)
+
+
+def generate_tokens(
+    target_model: PreTrainedModel,
+    draft_model: PreTrainedModel | None,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    pipeline: LawPipeline,
+    options: LoopOptions,
+) -> Generated:
+    """Continue every row of `input_ids`.
+
+    Args:
+        target_model: whose processed law the text follows.
+        draft_model: drafts; None for plain sampling.
+        input_ids: `[batch, width]` int64.
+        attention_mask: `[batch, width]`, 0 for padding, which may stand anywhere but at the end; None for none.
+        pipeline: processors and rules, applied once to each model.
+        options: the rest.
+
+    Raises:
+        ValueError: for inputs or logits that have no law, and for more tokens than a model's context holds.
+    """
+    run = _Run(target_model, draft_model, input_ids, attention_mask, pipeline, options)
+    streamer = options.streamer
+    if streamer is not None:
+        streamer.put(input_ids.cpu())
+    with torch.no_grad():
+        run.prefill(attention_mask)
+        while not bool(run.texts.finished.all()):
+            emitted = run.block()
+            if streamer is not None:
+                streamer.put(run.texts.last_tokens(int(emitted[0]))[0].cpu())
+        return run.result()
+
+
+class _Run:
+    """One generation: the two cached models, the texts, the noise and the counts."""
+
+    def __init__(
+        self,
+        target_model: PreTrainedModel,
+        draft_model: PreTrainedModel | None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        pipeline: LawPipeline,
+        options: LoopOptions,
+    ) -> None:
+        _check_inputs(input_ids, attention_mask, options)
+        self.context = _context(target_model, draft_model, options.max_length)
+        batch, device = len(input_ids), input_ids.device
+        greedy = pipeline.temperature == 0
+        self.num_drafts = 1 if greedy or draft_model is None else options.num_drafts
+        self.draft_length = 0 if draft_model is None else options.draft_length
+        self.verifier = PlainSampling() if draft_model is None else get_verifier(options.verifier)
+        self.options, self.pipeline = options, pipeline
+        self.target = CachedModel(target_model, batch, device)
+        self.draft = None if draft_model is None else CachedModel(draft_model, batch, device)
+        self.texts = Texts(
+            input_ids,
+            max_length=options.max_length,
+            pad_token_id=options.pad_token_id,
+            eos_token_ids=options.eos_token_ids,
+            stopping=options.stopping,
+        )
+        self.noise = Noise.create(
+            batch,
+            seed=options.seed,
+            sequence=options.sequence,
+            generator=options.generator,
+            device=device,
+        )
+        self.step = 0
+        self.unread = 1
+        self.scores: list[list[Tensor]] = [[] for _ in range(batch)]
+        self.logits: list[list[Tensor]] = [[] for _ in range(batch)]
+        self.prompt_width = input_ids.shape[1]
+        self.stats = GenerationStats(
+            rules=pipeline.names,
+            verifier=None if draft_model is None else options.verifier,
+            num_drafts=self.num_drafts if draft_model is not None else 0,
+            draft_length=self.draft_length,
+            seed=int(self.noise.seed[0]),
+        )
+
+    def prefill(self, attention_mask: Tensor | None) -> None:
+        """Both models read every prompt but its last token."""
+        prompt = self.texts.token_ids[:, : self.prompt_width]
+        tokens, lengths = _left_padded(prompt, attention_mask)
+        with self.stats.timed("prefill"):
+            cached = self._adopt(attention_mask)
+            rest = tokens[:, cached:-1]
+            self.target.prefill(rest, lengths - 1 - self.target.lengths)
+            if self.draft is not None:
+                self.draft.prefill(tokens[:, :-1], lengths - 1)
+        self.padding = self.prompt_width - lengths
+
+    def block(self) -> Tensor:
+        """One round; returns how many tokens each row got."""
+        # a block may reach past max_length, which cuts it afterwards: were L clipped to the room of the batch's longest
+        # row, a row's tokens would depend on the rows around it
+        length = min(self.draft_length, self.context - int(self.texts.lengths.max()))
+        noise = self.noise.at(self.step)
+        with self.stats.timed("draft"):
+            paths = self._draft(length, noise)
+        with self.stats.timed("target"):
+            logits = self._score(paths)
+        with self.stats.timed("verify"):
+            block = ScoredBlock(paths, logits, self.texts, self.pipeline)
+            verified = self.verifier.verify(block, noise)
+            _check_target(verified)
+            writing = ~self.texts.finished
+            emitted = self.texts.append(verified.output_token_ids)
+            self._collect(block, emitted)
+            self._roll_back(paths, verified, emitted)
+        self.stats.record_block(
+            length, verified.num_accepted[writing].tolist(), emitted[writing].tolist()
+        )
+        self.step += 1
+        return emitted
+
+    def result(self) -> Generated:
+        """Token ids, scores and cache, cut to the longest row."""
+        longest = int(self.texts.lengths.max())
+        options = self.options
+        return Generated(
+            self.texts.token_ids[:, :longest].clone(),
+            self.stats,
+            self._stack(self.scores, pad=True) if options.collect_scores else None,
+            self._stack(self.logits, pad=False) if options.collect_logits else None,
+            self._export(longest) if options.return_cache else None,
+        )
+
+    def _adopt(self, attention_mask: Tensor | None) -> int:
+        """Take over the cache of an earlier turn; how many of the prompt's slots it holds."""
+        cache = self.options.past_key_values
+        cached = 0 if cache is None else cache.get_seq_length()
+        if cache is None or cached == 0:
+            return 0
+        if cached >= self.prompt_width:
+            raise ValueError(
+                f"past_key_values holds {cached} tokens, but input_ids only {self.prompt_width}: "
+                "pass the whole text, earlier turns included"
+            )
+        mask = attention_mask
+        # padding inside the text would have to be cut out of the cache: the text is read again instead
+        if mask is not None and bool((mask[:, 1:] < mask[:, :-1]).any()):
+            return 0
+        if not self.target.adopt(cache, cached):
+            return 0
+        whole = torch.full_like(self.texts.lengths, cached)
+        self.target.lengths = whole if mask is None else mask[:, :cached].sum(1).to(whole)
+        return cached
+
+    def _draft(self, length: int, noise: Noise) -> DraftPaths:
+        if self.draft is None or length == 0:
+            empty = self.texts.lengths.new_zeros(len(self.texts.lengths), 1, 0)
+            return DraftPaths(empty, [])
+        return draft_paths(
+            self.draft,
+            self.texts,
+            self.unread,
+            num_drafts=self.num_drafts,
+            length=length,
+            vocabulary=self._vocabulary,
+            pipeline=self.pipeline,
+            noise=noise,
+        )
+
+    def _score(self, paths: DraftPaths) -> Tensor:
+        """The target's logits `[batch, K, L + 1, vocab]` after the text and after each drafted token."""
+        batch, num_drafts, length = paths.token_ids.shape
+        self.target.branch(num_drafts)
+        pending = self.texts.last_tokens(1).repeat_interleave(num_drafts, dim=0)
+        tokens = torch.cat([pending, paths.token_ids.view(batch * num_drafts, length)], dim=1)
+        logits = self.target.forward(tokens)
+        return logits.view(batch, num_drafts, length + 1, -1)
+
+    def _roll_back(self, paths: DraftPaths, verified: VerifiedBlock, emitted: Tensor) -> None:
+        """Keep the winning path of each row, and of it the tokens that were emitted, in both caches."""
+        batch, num_drafts, length = paths.token_ids.shape
+        winners = torch.arange(batch, device=emitted.device) * num_drafts + verified.survivor_path
+        self.target.commit(winners, length + 1 - emitted)
+        if self.draft is None or length == 0:
+            return
+        # the draft has not read a path's last token: where it was accepted two tokens are unread, and the next call
+        # reads two everywhere, so that one shape serves all rows
+        self.unread = 2 if bool((emitted == length + 1).any()) else 1
+        self.draft.commit(winners, length - 1 - emitted + self.unread)
+
+    def _collect(self, block: ScoredBlock, emitted: Tensor) -> None:
+        """Keep scores and logits of the positions that were emitted."""
+        if not (self.options.collect_scores or self.options.collect_logits):
+            return
+        for depth, (rows, logits, law) in enumerate(block.visited):
+            for position, row in enumerate(rows.tolist()):
+                if depth < int(emitted[row]):
+                    self.scores[row].append(law.scores[position])
+                    self.logits[row].append(logits[position].to(torch.float32))
+
+    def _stack(self, columns: list[list[Tensor]], pad: bool) -> tuple[Tensor, ...]:
+        steps = max(len(column) for column in columns)
+        blank = torch.zeros_like(columns[0][0])
+        if pad:
+            blank = blank.fill_(float("-inf"))
+            blank[self.options.pad_token_id] = 0
+        filled = [column + [blank] * (steps - len(column)) for column in columns]
+        return tuple(torch.stack([column[step] for column in filled]) for step in range(steps))
+
+    def _export(self, longest: int) -> Cache:
+        """The target's cache, slot i holding position i of the returned token ids."""
+        if bool((self.texts.lengths < longest).any()):
+            # a row that stopped early is not read to its end yet, but stands inside the returned text
+            self.target.forward(self.texts.last_tokens(1))
+        self.target.align(self.padding, longest - 1)
+        return self.target.cache
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(self.target.model.config.get_text_config().vocab_size)
+
+
+def _left_padded(token_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Every row's real tokens moved to the right end, and how many there are."""
+    if attention_mask is None:
+        width = token_ids.new_full((len(token_ids),), token_ids.shape[1])
+        return token_ids, width
+    real = attention_mask != 0
+    order = real.to(torch.int8).argsort(dim=1, stable=True)
+    return token_ids.gather(1, order), real.sum(1)
+
+
+def _check_target(verified: VerifiedBlock) -> None:
+    bad = verified.status.nonzero().squeeze(1)
+    if len(bad) > 0:
+        raise ValueError(
+            "the target model's logits hold NaN, +inf or nothing finite after the processors "
+            f"(row {int(bad[0])})"
+        )
+
+
+def _check_inputs(input_ids: Tensor, attention_mask: Tensor | None, options: LoopOptions) -> None:
+    if input_ids.ndim != 2 or input_ids.shape[0] == 0 or input_ids.shape[1] == 0:
+        raise ValueError(
+            f"input_ids must be [batch, width], both >= 1, got {list(input_ids.shape)}"
+        )
+    if input_ids.dtype != torch.int64:
+        raise TypeError(f"input_ids must be int64, got {input_ids.dtype}")
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids {list(input_ids.shape)}, "
+            f"got {list(attention_mask.shape)}"
+        )
+    if attention_mask is not None and not bool(attention_mask[:, -1].all()):
+        raise ValueError("pad prompts on the left: the last column of attention_mask must be 1")
+    if options.max_length <= input_ids.shape[1]:
+        raise ValueError(
+            f"max_length must exceed the prompt's width {input_ids.shape[1]}, got {options.max_length}"
+        )
+    if options.streamer is not None and len(input_ids) > 1:
+        raise ValueError(f"a streamer takes one text, got a batch of {len(input_ids)}")
+
+
+def _context(
+    target_model: PreTrainedModel, draft_model: PreTrainedModel | None, max_length: int
+) -> int:
+    """Positions that both models have; ValueError if the text would need more."""
+    smallest = sys.maxsize
+    for role, model in (("target", target_model), ("draft", draft_model)):
+        config = None if model is None else model.config.get_text_config()
+        context = getattr(config, "max_position_embeddings", None)
+        if context is None:
+            continue
+        if max_length > context:
+            raise ValueError(
+                f"prompt and new tokens need {max_length} positions, "
+                f"the {role} model's context holds {context}"
+            )
+        smallest = min(smallest, context)
+    return smallest

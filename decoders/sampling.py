@@ -1,0 +1,177 @@
+"""Sampling: temperature, rules and one draw of the canonical kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from warpdraft.kernels.draw import draw
+from warpdraft.kernels.noise import Noise, Role
+from warpdraft.kernels.row_stats import levels_of
+from warpdraft.kernels.support import OK, compute_dtype, mask
+
+from .backend import Backend, check_backend
+from .rules import Rule
+from .truncation import Call, check_status
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One drawn token a row.
+
+    Attributes:
+        token_ids: int64 `[batch]`; -1 where `status` is not 0.
+        logprobs: float32 `[batch]`, of the drawn token; NaN where `status` is not 0.
+        kept_mass: float32 `[batch]`, the probability of the support before truncation, at the
+            temperature of the call (1 at temperature 0); NaN where `status` is not 0.
+        status: int8 `[batch]`, see `warpdraft.kernels.support`: 0 is fine.
+    """
+
+    token_ids: Tensor
+    logprobs: Tensor
+    kept_mass: Tensor
+    status: Tensor
+
+
+class HasStatus(Protocol):
+    """Any result with a status a row."""
+
+    @property
+    def status(self) -> Tensor:
+        """The status, int8 `[batch]`: 0 is fine."""
+        ...
+
+
+def sample(
+    logits: Tensor,
+    rules: Rule | Sequence[Rule] = (),
+    *,
+    temperature: float | Tensor = 1.0,
+    seed: int | Tensor | None = None,
+    sequence: int | Tensor | None = None,
+    step: int | Tensor = 0,
+    generator: torch.Generator | None = None,
+    logprobs_mode: Literal["processed", "raw"] = "processed",
+    backend: Backend = "auto",
+) -> Sampled:
+    """Draw one token a row from `softmax(logits / temperature)` over the support of the rules.
+
+    Args:
+        logits: `[batch, vocab]` float32, bfloat16, float16 or float64, any strides.
+        rules: applied in order, each on the law renormalised to the support so far.
+        temperature: at least 0, a number or a tensor `[batch]`; 0 takes the lowest token id with
+            the largest logit.
+        seed: int64, a number or `[batch]`; None takes one number from `generator`, or from torch's
+            default generator.
+        sequence: names the rows, so that they draw independently; their numbers by default.
+        step: counts the draws of a sequence.
+        generator: where the seed comes from when there is none.
+        logprobs_mode: "processed" gives the log-probability of the drawn token under the law it was
+            drawn from (0 at temperature 0), "raw" under `softmax(logits)`, the model's own law:
+            temperature 1, no rules.
+        backend: "auto" or "torch".
+
+    Raises:
+        ValueError: a shape or parameter is outside its range, or (on the CPU) a row holds NaN,
+            +inf or nothing finite.
+        TypeError: the logits are not floating point, a rule is not a rule.
+    """
+    check_backend(backend)
+    if logprobs_mode not in ("processed", "raw"):
+        raise ValueError(f"logprobs_mode must be 'processed' or 'raw', got {logprobs_mode!r}")
+    call = Call.create(logits, rules, temperature)
+    law = _laws_of_rows(call) if logits.device.type == "cpu" else _laws_of_batch(call)
+    noise = Noise.create(
+        logits.shape[0],
+        seed=seed,
+        sequence=sequence,
+        step=step,
+        generator=generator,
+        device=logits.device,
+    )
+    token_ids = draw(law.weights, noise, Role.PLAIN)
+
+    drawn = token_ids.clamp(min=0)[:, None]
+    if logprobs_mode == "raw":
+        wide = call.logits.to(compute_dtype(logits.dtype))
+        logprobs = (wide.gather(-1, drawn)[:, 0] - torch.logsumexp(wide, dim=-1)).double()
+    else:
+        logprobs = law.weights.gather(-1, drawn)[:, 0].double().log() - law.kept_total.log()
+    fine = law.status == OK
+    return Sampled(
+        torch.where(fine, token_ids, -1),
+        torch.where(fine, logprobs, torch.nan).float(),
+        torch.where(fine, (law.kept_total / law.total).clamp(max=1.0), torch.nan).float(),
+        law.status,
+    )
+
+
+def check(result: HasStatus) -> None:
+    """ValueError naming every row of a result whose status is not 0; synchronises with the device.
+
+    Args:
+        result: what `sample` or `verify_block` returned.
+    """
+    check_status(result.status.tolist())
+
+
+class _Laws(NamedTuple):
+    """The law of each row, relative to the largest logit of its support.
+
+    Attributes:
+        weights: `[batch, vocab]`, exp((x - max) / T) on the support, 0 outside.
+        kept_total: float64 `[batch]`, the sum of the weights.
+        total: float64 `[batch]`, the same sum over all finite logits.
+        status: int8 `[batch]`.
+    """
+
+    weights: Tensor
+    kept_total: Tensor
+    total: Tensor
+    status: Tensor
+
+
+def _laws_of_rows(call: Call) -> _Laws:
+    """The laws of a CPU batch: only the tokens of the support are weighed."""
+    weights = torch.zeros_like(
+        call.logits,
+        dtype=compute_dtype(call.logits.dtype),
+        memory_format=torch.contiguous_format,
+    )
+    totals, status = [], []
+    for number, (row, temperature) in enumerate(
+        zip(call.rows(), call.temperature.tolist(), strict=True)
+    ):
+        status.append(row.status)
+        if row.status != OK:
+            totals.append((1.0, 1.0))
+        elif temperature == 0:
+            weights[number, row.index] = 1.0
+            totals.append((1.0, 1.0))
+        else:
+            logits, ids = row.tokens()
+            mass = torch.from_numpy(levels_of(logits, row.maximum, temperature)).exp_()
+            weights[number, torch.from_numpy(ids)] = mass.to(weights.dtype)
+            totals.append((float(mass.sum()), row.whole_total(temperature)))
+    check_status(status)
+    kept_total, total = torch.tensor(totals, dtype=torch.float64).reshape(-1, 2).unbind(-1)
+    return _Laws(weights, kept_total, total, torch.tensor(status, dtype=torch.int8))
+
+
+def _laws_of_batch(call: Call) -> _Laws:
+    """The laws of a batch on any device, without synchronising."""
+    resolved = call.resolve_batch()
+    fine = (resolved.status == OK)[:, None]
+    wide = call.logits.to(compute_dtype(call.logits.dtype)).masked_fill(~fine, 0.0)
+    greedy = (call.temperature == 0)[:, None]
+    heat = torch.where(fine & ~greedy, call.temperature[:, None], 1.0).to(wide.dtype)
+    inside = mask(wide, resolved.support)
+    maximum = inside.amax(-1, keepdim=True)
+    weights = torch.where(fine, torch.exp((inside - maximum) / heat), 0.0)
+    kept_total = weights.sum(-1, dtype=torch.float64)
+    total = torch.exp((wide - maximum) / heat).sum(-1, dtype=torch.float64)
+    return _Laws(weights, kept_total, torch.where(greedy[:, 0], kept_total, total), resolved.status)

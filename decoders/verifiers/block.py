@@ -1,0 +1,26 @@
+"""Block verification: the most tokens that any rule accepts of one draft path."""
+
+from __future__ import annotations
+
+from warpdraft.kernels.noise import Noise
+from warpdraft.verification import DraftBlock, VerifiedBlock
+
+from .optimal_block import OptimalBlock
+
+
+class Block(OptimalBlock):
+    """Sun et al., ICLR 2025, arXiv 2403.10444: `OptimalBlock` with nothing to select, where every p is the draft's law."""
+
+    name = "block"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def verify(self, block: DraftBlock, noise: Noise) -> VerifiedBlock:
+        """Verify one path a row; ValueError for more."""
+        num_drafts = block.draft_token_ids.shape[1]
+        if num_drafts != 1:
+            raise ValueError(
+                f'verifier "block" takes num_drafts=1, got {num_drafts}: use "optimal_block"'
+            )
+        return super().verify(block, noise)

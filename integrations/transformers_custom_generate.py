@@ -1,0 +1,265 @@
+"""`custom_generate` objects: plain sampling with fused rules, and speculative decoding.
+
+`model.generate` prepares inputs, processors and criteria, calls the object in place of its own loop,
+and returns what it returns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from warpdraft.laws import LawPipeline
+from warpdraft.loop import Generated, LoopOptions, generate_tokens
+from warpdraft.processors import ProcessorStack
+from warpdraft.rules import Rule
+from warpdraft.statistics import GenerationStats
+from warpdraft.verification import get_verifier
+
+from .transformers_arguments import (
+    check_arguments,
+    check_model,
+    check_model_kwargs,
+    check_pair,
+    settings_of,
+)
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.generation.streamers import BaseStreamer
+
+
+@dataclass
+class SpeculativeOutput(GenerateDecoderOnlyOutput):
+    """What `generate` returns with `return_dict_in_generate=True`; `stats` says what the run did."""
+
+    stats: GenerationStats | None = None
+
+
+class FusedSampling:
+    """Plain sampling with temperature, rules and the draw in one step, as `custom_generate`.
+
+    Args:
+        rules: run after the warpers of the call, in the listed order; greedy decoding ignores them.
+        seed: of the noise; None takes one number from torch's default generator.
+        sequence: `[rows]` int64 names of the rows, by default their numbers.
+        generator: takes the seed's place.
+        trusted: types of logits processors to run although they do not say `stateless = True`.
+        streamer: gets the prompt, then the new tokens; always ended. One text only.
+        tokenizer: needed for `stop_strings`.
+        stop_strings: a row ends with the token that completes one of them.
+
+    Attributes:
+        last_stats: of the run that finished last, whichever thread ran it.
+
+    Raises:
+        ValueError: `stop_strings` without a tokenizer; when called, for arguments of `generate`
+            that `transformers_arguments.ARGUMENTS` lists as refused.
+    """
+
+    _draft_model: PreTrainedModel | None = None
+
+    def __init__(
+        self,
+        rules: Rule | Sequence[Rule] = (),
+        *,
+        seed: int | None = None,
+        sequence: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        trusted: Collection[type] = (),
+        streamer: BaseStreamer | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        stop_strings: str | list[str] | None = None,
+    ) -> None:
+        if stop_strings is not None and tokenizer is None:
+            raise ValueError(f"stop_strings={stop_strings!r} need the tokenizer: pass tokenizer=.")
+        self.rules = tuple(rules) if isinstance(rules, Sequence) else (rules,)
+        self.last_stats: GenerationStats | None = None
+        self._trusted = trusted
+        self._streamer = streamer
+        self._tokenizer = tokenizer
+        self._stop_strings = stop_strings
+        # every run fills in its own length and special tokens
+        self._options = LoopOptions(
+            max_length=0,
+            pad_token_id=0,
+            seed=seed,
+            sequence=sequence,
+            generator=generator,
+            streamer=streamer,
+        )
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Tensor | SpeculativeOutput:
+        """Called by `model.generate` with everything prepared."""
+        try:
+            generated, processors = self._run(
+                model,
+                input_ids,
+                logits_processor,
+                stopping_criteria,
+                generation_config,
+                model_kwargs,
+            )
+        finally:
+            if self._streamer is not None:
+                self._streamer.end()
+        self.last_stats = generated.stats
+        if not generation_config.return_dict_in_generate:
+            return generated.token_ids
+        scores = generated.scores
+        if scores is not None and processors.normalizes_scores:
+            scores = tuple(step.log_softmax(-1) for step in scores)
+        return SpeculativeOutput(
+            sequences=generated.token_ids,  # type: ignore[arg-type]
+            scores=scores,  # type: ignore[arg-type]
+            logits=generated.logits,  # type: ignore[arg-type]
+            past_key_values=generated.past_key_values,
+            stats=generated.stats,
+        )
+
+    def _run(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+    ) -> tuple[Generated, ProcessorStack]:
+        check_model(model, "target")
+        if self._draft_model is not None:
+            check_model(self._draft_model, "draft")
+            check_pair(model, self._draft_model)
+        check_arguments(settings_of(config))
+        cache = check_model_kwargs(model_kwargs, len(input_ids))
+        greedy = not config.do_sample
+        processors = ProcessorStack(logits_processor, trusted=self._trusted, convert=not greedy)
+        rules = () if greedy else self.rules
+        pipeline = LawPipeline(processors, rules, greedy=greedy)
+        generated = generate_tokens(
+            model,
+            self._draft_model,
+            input_ids,
+            model_kwargs.get("attention_mask"),
+            pipeline,
+            self._run_options(config, stopping_criteria, cache),
+        )
+        if cache is None:
+            return generated, processors
+        # plain generation fills the caller's cache in place
+        assert generated.past_key_values is not None
+        cache.layers[:] = generated.past_key_values.layers
+        return dataclasses.replace(generated, past_key_values=cache), processors
+
+    def _run_options(
+        self, config: GenerationConfig, criteria: StoppingCriteriaList, cache: Cache | None
+    ) -> LoopOptions:
+        """One run's options: lengths and end tokens out of the prepared criteria, the rest called."""
+        called = StoppingCriteriaList(
+            criterion
+            for criterion in criteria
+            if type(criterion) not in (MaxLengthCriteria, EosTokenCriteria)
+        )
+        if self._stop_strings is not None:
+            assert self._tokenizer is not None
+            called.append(StopStringCriteria(self._tokenizer, self._stop_strings))
+        end_tokens = [
+            token
+            for criterion in criteria
+            if type(criterion) is EosTokenCriteria
+            for token in criterion.eos_token_id.tolist()
+        ]
+        pad_token = config._pad_token_tensor
+        max_length = criteria.max_length
+        assert max_length is not None, "generate always prepares a MaxLengthCriteria"
+        return dataclasses.replace(
+            self._options,
+            max_length=max_length,
+            # without a pad token there is no end token either: every row is filled to the end
+            pad_token_id=0 if pad_token is None else int(pad_token),
+            eos_token_ids=end_tokens,
+            stopping=(called,) if called else (),
+            collect_scores=config.return_dict_in_generate and config.output_scores,
+            collect_logits=config.return_dict_in_generate and config.output_logits,
+            past_key_values=cache,
+            return_cache=config.return_dict_in_generate or cache is not None,
+        )
+
+
+class SpeculativeDecoding(FusedSampling):
+    """Speculative decoding with a draft model, as `custom_generate`.
+
+    The text has exactly the law of plain sampling with the same processors, warpers and rules.
+
+    Args:
+        draft_model: a causal model with the target's tokenizer; its vocabulary may be padded to
+            another width.
+        num_drafts: draft paths a round, in [1, 4096].
+        draft_length: tokens of a path, in [1, 255].
+        verifier: a name in `warpdraft.verification.VERIFIERS`.
+        rules: as in `FusedSampling`, like everything that follows.
+        seed: see there.
+        sequence: see there.
+        generator: see there.
+        trusted: see there.
+        streamer: see there; gets the tokens of a round at once.
+        tokenizer: see there.
+        stop_strings: see there.
+
+    Raises:
+        ValueError: parameters out of range.
+    """
+
+    def __init__(
+        self,
+        draft_model: PreTrainedModel,
+        *,
+        num_drafts: int = 4,
+        draft_length: int = 4,
+        verifier: str = "k_seq",
+        rules: Rule | Sequence[Rule] = (),
+        seed: int | None = None,
+        sequence: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        trusted: Collection[type] = (),
+        streamer: BaseStreamer | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        stop_strings: str | list[str] | None = None,
+    ) -> None:
+        super().__init__(
+            rules,
+            seed=seed,
+            sequence=sequence,
+            generator=generator,
+            trusted=trusted,
+            streamer=streamer,
+            tokenizer=tokenizer,
+            stop_strings=stop_strings,
+        )
+        get_verifier(verifier)
+        self._draft_model = draft_model
+        self._options = dataclasses.replace(
+            self._options, num_drafts=num_drafts, draft_length=draft_length, verifier=verifier
+        )

@@ -1,0 +1,82 @@
+"""The mask-only logits processors: they choose the support and leave every surviving score as it is."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from warpdraft.rules import MinP, Rule, TopH
+from warpdraft.truncation import truncate
+
+
+class _MaskOnlyProcessor(LogitsProcessor):
+    """Truncates on `scores / temperature` and hands the surviving scores on untempered.
+
+    Right in every slot before the engine's temperature, `generate`'s custom slot included. There it
+    also runs before `top_k` (50 unless `generate` gets `top_k=0`) and `top_p`.
+    """
+
+    stateless = True
+    context_free = True
+    supports_continuous_batching = True
+
+    def __init__(self, rule: Rule, temperature: float) -> None:
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {temperature}.")
+        self.rule = rule
+        self.temperature = temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Mask `scores` `[batch, vocab]`: a new tensor, -inf outside the support."""
+        return truncate(scores, self.rule, temperature=self.temperature)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.rule}, temperature={self.temperature})"
+
+
+class TopHLogitsProcessor(_MaskOnlyProcessor):
+    """Top-H as a logits processor: keeps the longest prefix whose entropy is at most alpha times H.
+
+    Args:
+        alpha: share of the row's entropy that the kept tokens may have, above 0; 1 keeps all.
+        temperature: that of the call; `temperature=` of `generate` divides the scores afterwards.
+        variant: "paper" (arXiv 2509.02510, Algorithm 1) or "transformers" (`TopHLogitsWarper`).
+        ties: "lowest_id" or "all".
+        min_tokens_to_keep: at least so many tokens survive.
+
+    Raises:
+        ValueError: for a parameter outside its range.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.4,
+        *,
+        temperature: float = 1.0,
+        variant: Literal["paper", "transformers"] = "paper",
+        ties: Literal["lowest_id", "all"] = "lowest_id",
+        min_tokens_to_keep: int = 1,
+    ) -> None:
+        rule = TopH(alpha, variant=variant, ties=ties, min_tokens_to_keep=min_tokens_to_keep)
+        super().__init__(rule, temperature)
+
+
+class MinPLogitsProcessor(_MaskOnlyProcessor):
+    """Min-p as a logits processor: keeps tokens of at least `min_p` times the largest probability.
+
+    Args:
+        min_p: in [0, 1] (arXiv 2407.01082).
+        temperature: that of the call; `temperature=` of `generate` divides the scores afterwards.
+        min_tokens_to_keep: at least so many tokens survive.
+
+    Raises:
+        ValueError: for a parameter outside its range.
+    """
+
+    def __init__(
+        self, min_p: float = 0.1, *, temperature: float = 1.0, min_tokens_to_keep: int = 1
+    ) -> None:
+        super().__init__(MinP(min_p, min_tokens_to_keep=min_tokens_to_keep), temperature)

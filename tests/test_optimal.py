@@ -1,0 +1,505 @@
+"""Optimal selection at one node: the transport problem, ranks, the grid, the closed law, and the code that draws."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from enumeration import node_law, random_laws, transport_optimum, tuples
+from scipy.stats import chisquare
+from test_k_seq import NODES, on_counts, on_nodes
+
+import warpdraft.verifiers.optimal as optimal
+from warpdraft.acceptance import optimal_acceptance
+from warpdraft.kernels.noise import Noise, Role
+from warpdraft.kernels.optimal import Selection, plan_selection
+from warpdraft.kernels.optimal_transport import selection_ratio
+from warpdraft.kernels.ranks import left_curtain, mean_ratio, mixture, rank, win_probabilities
+from warpdraft.kernels.ratio_grid import grid_places, interpolate, knot_masses, sorted_places
+from warpdraft.verifiers.k_seq import KSeq
+from warpdraft.verifiers.optimal import Optimal
+
+# their masses lie below the tolerances of the linear programme, and beside the margins of scripted numbers
+NEARLY = ["nearly equal", "nearly disjoint"]
+on_bins = pytest.mark.parametrize("num_bins", [None, 1, 4, 64], ids="bins={}".format)
+
+
+def atoms(size, seed, spread, weight=1.0, tiny=0.0):
+    """Draft and target masses in ascending order of their ratio."""
+    generator = np.random.default_rng(seed)
+    draft = np.maximum(generator.dirichlet(np.full(size, spread)), 1e-300) + tiny
+    draft /= draft.sum()
+    target = weight * generator.dirichlet(np.full(size, spread))
+    order = np.argsort(target / draft, kind="stable")
+    return draft[order], target[order]
+
+
+def subsets(size):
+    return [list(each) for k in range(size + 1) for each in itertools.combinations(range(size), k)]
+
+
+# ---- the transport problem
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0], ids="w={}".format)
+@pytest.mark.parametrize("n", [2, 3, 5], ids="n={}".format)
+@pytest.mark.parametrize("spread", [0.1, 1.0, 10.0], ids="spread={}".format)
+def test_selection_law_is_feasible_and_attains_the_minimum_cut(spread, n, weight):
+    for seed in range(20):
+        draft, target = atoms(5, seed, spread, weight)
+        ratio = selection_ratio(draft, target, n)
+        law = ratio * draft
+        assert law.sum() == pytest.approx(1, abs=1e-14)
+        assert np.all(np.diff(ratio) >= 0)
+        cuts = [target[each].sum() - draft[each].sum() ** n for each in subsets(5)]
+        assert np.minimum(law, target).sum() == pytest.approx(1 + min(cuts), abs=1e-13)
+        slack = [law[each].sum() - draft[each].sum() ** n for each in subsets(5)]
+        assert min(slack) >= -1e-14
+
+
+def test_selection_law_of_one_draft_is_the_draft():
+    draft, target = atoms(6, 0, 1.0)
+    np.testing.assert_allclose(selection_ratio(draft, target, 1), 1, rtol=0, atol=1e-13)
+
+
+# ---- ranks
+
+
+RANKED = {
+    "few": (5, 1.0, 0.0),
+    "peaked": (8, 0.05, 0.0),
+    "many": (200, 0.5, 0.0),
+    "many, some of no visible mass": (200, 0.01, 1e-25),
+    "one": (1, 1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.7, 1.0], ids="w={}".format)
+@pytest.mark.parametrize("n", [2, 3, 8, 32], ids="n={}".format)
+@pytest.mark.parametrize(("size", "spread", "tiny"), RANKED.values(), ids=RANKED.keys())
+def test_pieces_tile_the_interval_and_realise_the_law(size, spread, tiny, n, weight):
+    draft, target = atoms(size, 3, spread, weight, tiny)
+    ratio = selection_ratio(draft, target, n)
+    pieces = left_curtain(draft, ratio, n)
+    np.testing.assert_allclose(
+        [sum(length for _, length in each) for each in pieces], draft, rtol=1e-12, atol=1e-15
+    )
+    end = 0.0
+    for start, length in sorted(itertools.chain(*pieces)):
+        assert length > 0
+        assert start == pytest.approx(end, abs=1e-13)
+        end = start + length
+    assert end == pytest.approx(1, abs=1e-13)
+    realised = np.array([mean_ratio(each, n) for each in pieces])
+    np.testing.assert_allclose(realised * draft, ratio * draft, rtol=0, atol=2e-14)
+
+
+def test_means_of_rare_tokens_do_not_cancel():
+    # (b^n - a^n) / (b - a) in floating point would be 0 here
+    assert mean_ratio([(0.5, 1e-20)], 4) == pytest.approx(4 * 0.5**3, rel=1e-14)
+    assert mean_ratio([(0.0, 1e-20), (1.0, 1e-20)], 3) == pytest.approx(1.5, rel=1e-14)
+
+
+def test_rank_walks_through_the_pieces():
+    law = mixture([(0.0, 0.25), (0.75, 0.25)], [(0.5, 0.1)], 0.2)
+    uniforms = [0.0, 0.2, 0.4 - 1e-12, 0.4, 0.8 - 1e-12, 0.8, 1 - 1e-12]
+    expected = [0.0, 0.125, 0.25, 0.75, 1.0, 0.5, 0.6]
+    assert [rank(law, uniform) for uniform in uniforms] == pytest.approx(expected, abs=1e-10)
+
+
+def test_win_probabilities_of_hand_made_ranks():
+    low, high, both = [(0.0, 0.5, 1.0)], [(0.5, 0.5, 1.0)], [(0.0, 1.0, 1.0)]
+    assert win_probabilities([both]) == pytest.approx([1.0], abs=1e-15)
+    assert win_probabilities([low, high]) == pytest.approx([0.0, 1.0], abs=1e-15)
+    assert win_probabilities([low, both]) == pytest.approx([0.25, 0.75], abs=1e-15)
+    assert win_probabilities([both] * 3) == pytest.approx([1 / 3] * 3, abs=1e-15)
+
+
+# ---- the grid
+
+
+def test_places_on_the_grid_are_ratios():
+    target = torch.tensor([[0.5, 0.2, 0.0, 0.3, 0.0, 0.0]], dtype=torch.float64)
+    draft = torch.tensor([[0.1, 0.4, 0.2, 0.3, 0.0, 0.0]], dtype=torch.float64)
+    weight, count = torch.tensor([0.5], dtype=torch.float64), torch.tensor([4])
+    place = grid_places(target, draft, weight, count, 8)
+    assert place[0, :4].tolist() == pytest.approx([5.0, 0.5, 0.0, 1.0])
+    assert bool(((place >= 0) & (place <= 8)).all())
+    mass = knot_masses(draft, place, 9)
+    assert mass[0].tolist() == pytest.approx([0.4, 0.5, 0, 0, 0, 0.1, 0, 0, 0])
+    # a linear function is interpolated exactly
+    ratio = interpolate(torch.arange(9, dtype=torch.float64)[None] / 2, place)
+    assert ratio[0, :4].tolist() == pytest.approx([2.5, 0.25, 0.0, 0.5])
+
+
+def test_ratios_beyond_the_grid_stand_on_its_last_knot():
+    target = torch.tensor([[0.9, 0.1, 0.0]], dtype=torch.float64)
+    draft = torch.tensor([[1e-3, 0.0, 0.999]], dtype=torch.float64)
+    place = grid_places(target, draft, torch.ones(1), torch.tensor([2]), 4)
+    assert place[0].tolist() == [4.0, 4.0, 0.0]
+    assert knot_masses(draft, place, 5)[0].tolist() == pytest.approx([0.999, 0, 0, 0, 1e-3])
+
+
+def test_sorted_places_put_tokens_that_are_never_drafted_last():
+    target = torch.tensor([[0.2, 0.0, 0.5, 0.0, 0.3]], dtype=torch.float64)
+    draft = torch.tensor([[0.4, 0.3, 0.0, 0.0, 0.3]], dtype=torch.float64)
+    assert sorted_places(target, draft).tolist() == [[1, 0, 3, 4, 2]]
+
+
+# ---- the closed law
+
+
+class ByMultiset(Optimal):
+    """`Optimal`, its law computed once for each multiset: ranks are i.i.d., so the order does not matter."""
+
+    def __init__(self, num_bins):
+        super().__init__(num_bins)
+        self._laws = {}
+
+    def law(self, target_probs, draft_probs, candidates):
+        key = tuple(sorted(candidates.tolist()))
+        if key not in self._laws:
+            self._laws[key] = super().law(target_probs, draft_probs, candidates)
+        return self._laws[key]
+
+
+def test_order_of_the_candidates_does_not_matter():
+    target, draft = NODES["random"]
+    laws = [
+        Optimal().law(target, draft, torch.tensor(each))
+        for each in itertools.permutations([0, 2, 3])
+    ]
+    for law in laws:
+        torch.testing.assert_close(law, laws[0], rtol=0, atol=1e-15)
+
+
+@on_bins
+@on_counts
+@on_nodes
+def test_emitted_token_has_the_target_law(node, count, num_bins):
+    target, draft = node
+    law, acceptance = node_law(ByMultiset(num_bins), target, draft, count)
+    torch.testing.assert_close(law, target, rtol=0, atol=1e-12)
+    bound = float(optimal_acceptance(target[None], draft[None], count))
+    expected = float(Optimal(num_bins).expected_acceptance(target[None], draft[None], count))
+    # with a grid, a recovered token may be a candidate too
+    assert expected - 1e-12 <= acceptance <= bound + 1e-12
+    if num_bins is None:
+        assert acceptance == pytest.approx(bound, abs=1e-12)
+        assert expected == pytest.approx(bound, abs=1e-12)
+
+
+@on_counts
+@on_nodes
+def test_bound_is_the_minimum_over_all_sets(node, count):
+    target, draft = node
+    bound = float(optimal_acceptance(target[None], draft[None], count))
+    cuts = [float(target[each].sum() - draft[each].sum() ** count) for each in subsets(len(target))]
+    assert bound == pytest.approx(1 + min(cuts), abs=1e-14)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3], ids="n={}".format)
+@pytest.mark.parametrize("name", [name for name in NODES if name not in (*NEARLY, "five tokens")])
+def test_bound_equals_the_linear_programme(name, n):
+    target, draft = NODES[name]
+    bound = float(optimal_acceptance(target[None], draft[None], n))
+    assert bound == pytest.approx(transport_optimum(target, draft, n), abs=1e-12)
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.5, 5.0], ids="spread={}".format)
+def test_accepts_at_least_as_often_as_k_seq(spread):
+    target, draft = random_laws(200, 50, 1, spread=spread), random_laws(200, 50, 2, spread=spread)
+    for n in (1, 2, 4, 8):
+        baseline = KSeq().expected_acceptance(target, draft, n)
+        bound = optimal_acceptance(target, draft, n)
+        exact = Optimal(None).expected_acceptance(target, draft, n)
+        torch.testing.assert_close(exact, bound, rtol=0, atol=1e-12)
+        assert bool((exact >= baseline - 1e-12).all())
+
+
+def large_rows(spread, noise, seed, vocab=32_000):
+    """Logits of two models that agree up to noise, as float32 laws `[1, vocab]`."""
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randn(vocab, generator=generator) * spread
+    draft = target + torch.randn(vocab, generator=generator) * noise
+    return target.softmax(0)[None], draft.softmax(0)[None]
+
+
+@pytest.mark.parametrize("noise", [0.03, 0.3, 1.0, 2.0], ids="noise={}".format)
+@pytest.mark.parametrize("spread", [1.0, 3.0, 6.0, 10.0], ids="spread={}".format)
+def test_grid_is_within_a_hundredth_of_a_percent_of_the_bound(spread, noise):
+    for n in (2, 4, 8):
+        target, draft = large_rows(spread, noise, seed=n)
+        bound = float(optimal_acceptance(target, draft, n))
+        attained = float(Optimal().expected_acceptance(target, draft, n))
+        # a float32 softmax misses 1 by up to 3e-6 here
+        assert bound - 1e-4 <= attained <= bound + 1e-5
+
+
+# ---- the code that draws
+
+
+class Scripted:
+    """Noise of given acceptance numbers `[rows]`."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def uniform(self, role, index, *, depth):
+        assert role is Role.ACCEPT
+        assert depth == 2
+        assert bool((index == 0).all())
+        return self.numbers[:, None]
+
+    def select(self, rows):
+        return Scripted(self.numbers[rows])
+
+
+def enumerated_selection(monkeypatch, target, draft, candidates, alive, num_bins):
+    """Law of `Optimal.select` at one node: every selected path, accepted and rejected.
+
+    The acceptance numbers lie 1e-9 on either side of min(1, target / p), p being computed here.
+    """
+    survivors = alive.nonzero().squeeze(1)
+    plan = plan_selection(
+        target[None], draft[None], torch.tensor([len(survivors)]), num_bins=num_bins
+    )
+    chances = win_probabilities(plan.rank_laws(candidates[None, survivors])[0])
+    law = plan.law(draft[None])[0]
+    rows, recovered = [], []
+    for path, chance in zip(survivors.tolist(), chances, strict=True):
+        ratio = min(1.0, float(target[candidates[path]] / law[candidates[path]]))
+        rows.append((path, ratio * (1 - 1e-9), chance * ratio))
+        if ratio < 1:
+            rows.append((path, ratio + (1 - ratio) * 1e-9, chance * (1 - ratio)))
+    winners = torch.tensor([row[0] for row in rows])
+
+    def draw(mass, noise, role, *, depth):
+        assert role is Role.RESIDUAL
+        assert depth == 2
+        recovered.extend(mass / mass.sum(1, keepdim=True))
+        return torch.full((len(mass),), -1)
+
+    monkeypatch.setattr(optimal, "draw", draw)
+    monkeypatch.setattr(Selection, "select", lambda *_: winners)
+    tokens = Optimal(num_bins).select(
+        *(column.expand(len(rows), -1) for column in (target, draft, candidates, alive)),
+        Scripted(torch.tensor([row[1] for row in rows], dtype=torch.float64)),
+        depth=2,
+    )
+    emitted, laws = torch.zeros_like(target), iter(recovered)
+    for token, (_, _, weight) in zip(tokens.tolist(), rows, strict=True):
+        if token < 0:
+            emitted += weight * next(laws)
+        else:
+            emitted[token] += weight
+    return emitted
+
+
+SELECTED = [name for name in NODES if name not in NEARLY]
+SURVIVORS = ([True, True, True], [False, True, True], [True, False, False])
+
+
+@pytest.mark.parametrize("num_bins", [None, 4], ids="bins={}".format)
+@pytest.mark.parametrize("name", SELECTED)
+def test_select_follows_the_closed_law(monkeypatch, name, num_bins):
+    target, draft = NODES[name]
+    every = [each for each in tuples(len(target), 3) if float(draft[each].prod()) > 0]
+    for candidates in every[:: max(1, len(every) // 20)]:
+        for alive in map(torch.tensor, SURVIVORS):
+            emitted = enumerated_selection(monkeypatch, target, draft, candidates, alive, num_bins)
+            closed = Optimal(num_bins).law(target, draft, candidates[alive])
+            torch.testing.assert_close(emitted, closed, rtol=0, atol=1e-12)
+
+
+MUTATIONS = {
+    "the number of all paths": lambda t, d, count, **options: plan_selection(
+        t, d, torch.full_like(count, 3), **options
+    ),
+    "one candidate": lambda t, d, count, **options: plan_selection(
+        t, d, torch.ones_like(count), **options
+    ),
+    "the law wanted instead of the law realised": lambda t, d, count, **options: wanted(
+        plan_selection(t, d, count, **options)
+    ),
+}
+
+
+def wanted(plan):
+    return Selection(plan.place, plan.phi * 1.01, plan.pieces)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
+def test_a_wrong_plan_is_noticed(monkeypatch, mutation):
+    target, draft = NODES["random"]
+    candidates, alive = torch.tensor([0, 1, 2]), torch.tensor([True, False, True])
+    closed = Optimal().law(target, draft, candidates[alive])
+    monkeypatch.setattr(optimal, "plan_selection", mutation)
+    emitted = enumerated_selection(monkeypatch, target, draft, candidates, alive, 64)
+    assert float((emitted - closed).abs().max()) > 1e-3
+
+
+def test_a_residual_that_is_not_cut_at_zero_is_noticed(monkeypatch):
+    target, draft = NODES["random"]
+    monkeypatch.setattr(Selection, "residual", lambda plan, t, d: (t - plan.law(d)).abs())
+    law, _ = node_law(Optimal(), target, draft, 3)
+    assert float((law - target).abs().max()) > 1e-3
+
+
+# ---- ranks drawn from noise
+
+
+def repeated(plan, rows):
+    """The plan of one row for many."""
+    return Selection(plan.place.expand(rows, -1), plan.phi.expand(rows, -1), plan.pieces * rows)
+
+
+# a chi-square test rejects a sound verifier with probability 1e-6; the seeds are fixed
+FALSE_ALARM = 1e-6
+
+
+@on_bins
+@pytest.mark.parametrize("n", [2, 3], ids="n={}".format)
+def test_largest_rank_follows_the_selection_law(n, num_bins):
+    rows = 10_000
+    target, draft = random_laws(2, 5, 7)
+    generator = torch.Generator().manual_seed(n)
+    candidates = torch.multinomial(draft.expand(rows, -1), n, replacement=True, generator=generator)
+    plan = plan_selection(target[None], draft[None], torch.tensor([n]), num_bins=num_bins)
+    noise = Noise.create(rows, seed=11, device="cpu")
+    path = repeated(plan, rows).select(candidates, candidates >= 0, noise, 3)
+    tokens = candidates.gather(1, path[:, None]).squeeze(1)
+    law = plan.law(draft[None])[0]
+    assert float((law - draft).abs().max()) > 0.05
+    assert chisquare(tokens.bincount(minlength=5), rows * law).pvalue > FALSE_ALARM
+
+
+def test_largest_rank_follows_the_closed_law_of_given_candidates():
+    rows = 10_000
+    target, draft = random_laws(2, 5, 7)
+    candidates, alive = torch.tensor([[0, 2, 0, 4]]), torch.tensor([[True, True, False, True]])
+    plan = plan_selection(target[None], draft[None], torch.tensor([3]), num_bins=4)
+    chances = win_probabilities(plan.rank_laws(candidates[:, [0, 1, 3]])[0])
+    noise = Noise.create(rows, seed=12, device="cpu")
+    path = repeated(plan, rows).select(
+        candidates.expand(rows, -1), alive.expand(rows, -1), noise, 0
+    )
+    counts = path.bincount(minlength=4)
+    assert int(counts[2]) == 0
+    assert chisquare(counts[[0, 1, 3]], rows * np.array(chances)).pvalue > FALSE_ALARM
+
+
+class Recorded:
+    """Noise that answers 1/2 and records what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def uniform(self, role, index, *, depth, path):
+        self.asked += [
+            (role, depth, *pair) for pair in zip(index[0].tolist(), path[0].tolist(), strict=True)
+        ]
+        return torch.full(index.shape, 0.5, dtype=torch.float64)
+
+
+def test_ranks_have_a_name_of_their_own_and_equal_ones_go_to_the_lowest_path():
+    target, draft = random_laws(2, 5, 7)
+    plan = plan_selection(target[None], draft[None], torch.tensor([3]))
+    noise = Recorded()
+    alive = torch.tensor([[False, True, True]])
+    assert plan.select(torch.tensor([[2, 2, 2]]), alive, noise, 5).tolist() == [1]
+    assert noise.asked == [(Role.RANK, 5, 0, path) for path in range(3)]
+
+
+# ---- batches, types and errors
+
+
+@on_bins
+def test_rows_of_a_batch_are_planned_as_if_alone(num_bins):
+    target, draft = random_laws(12, 6, 1), random_laws(12, 6, 2)
+    count = torch.arange(12) % 4 + 1
+    weight = torch.linspace(0, 1, 12, dtype=torch.float64)
+    plan = plan_selection(target, draft, count, weight=weight, num_bins=num_bins)
+    law, tokens = plan.law(draft), torch.tensor([[0, 3]])
+    for row in range(12):
+        one = slice(row, row + 1)
+        alone = plan_selection(
+            target[one], draft[one], count[one], weight=weight[one], num_bins=num_bins
+        )
+        torch.testing.assert_close(law[one], alone.law(draft[one]), rtol=0, atol=1e-15)
+        some = plan.only(torch.tensor([row]))
+        assert some.rank_laws(tokens) == alone.rank_laws(tokens)
+        assert float(plan.probs_of(torch.full((12,), 3), draft)[row]) == pytest.approx(
+            float(law[row, 3]), abs=1e-15
+        )
+        if int(count[row]) == 1:
+            assert torch.equal(law[row], draft[row])
+
+
+def test_float32_rows_accept_as_often_as_float64():
+    target, draft = random_laws(50, 300, 1, spread=0.1), random_laws(50, 300, 2, spread=0.1)
+    for num_bins in (None, 64):
+        double = Optimal(num_bins).expected_acceptance(target, draft, 4)
+        single = Optimal(num_bins).expected_acceptance(target.float(), draft.float(), 4)
+        torch.testing.assert_close(single, double, rtol=0, atol=1e-6)
+
+
+def test_rows_without_a_law_are_passed_over():
+    target, draft = random_laws(2, 4, 1), random_laws(2, 4, 2)
+    target[0], draft[0] = 0, 0
+    plan = plan_selection(target, draft, torch.tensor([3, 3]))
+    assert torch.equal(plan.law(draft)[0], draft[0])
+
+
+def test_number_of_bins_is_checked():
+    with pytest.raises(ValueError, match=r"num_bins must be at least 1, or None .* got 0"):
+        Optimal(0)
+
+
+EQUAL = torch.full((1, 4), 0.25)
+
+
+def test_bound_at_the_extremes():
+    one, other = torch.eye(4, dtype=torch.float64)[:2, None]
+    assert optimal_acceptance(EQUAL, EQUAL, 3).tolist() == [1.0]
+    assert optimal_acceptance(one, other, 3).tolist() == [0.0]
+    assert optimal_acceptance(one, one, 3).tolist() == [1.0]
+    assert optimal_acceptance(EQUAL, one, 9).tolist() == [0.25]
+    # a drafted token that the target always wants: 1 - (1 - d)^n
+    assert float(optimal_acceptance(one, EQUAL, 2)) == pytest.approx(1 - 0.75**2)
+
+
+def test_bound_grows_with_the_drafts_and_is_speculative_sampling_for_one():
+    target, draft = random_laws(40, 30, 1, spread=0.2), random_laws(40, 30, 2, spread=0.2)
+    bounds = [optimal_acceptance(target, draft, n) for n in range(1, 9)]
+    torch.testing.assert_close(bounds[0], torch.minimum(target, draft).sum(1))
+    assert all(bool((after >= before).all()) for before, after in itertools.pairwise(bounds))
+
+
+@pytest.mark.parametrize(
+    ("target", "draft", "num_drafts", "error", "message"),
+    [
+        (
+            EQUAL,
+            EQUAL[:, :3],
+            2,
+            ValueError,
+            r"one shape \[rows, vocab\], got \[1, 4\] and \[1, 3\]",
+        ),
+        (EQUAL[0], EQUAL[0], 2, ValueError, r"one shape \[rows, vocab\], got \[4\]"),
+        (EQUAL, EQUAL, 0, ValueError, "num_drafts must be at least 1, got 0"),
+        (
+            EQUAL * 2,
+            EQUAL,
+            2,
+            ValueError,
+            "target_probs must sum to 1 in each row, got 2.0 in row 0",
+        ),
+        (EQUAL, EQUAL - 1, 2, ValueError, "draft_probs must hold probabilities >= 0"),
+        (EQUAL * torch.nan, EQUAL, 2, ValueError, "target_probs must hold probabilities >= 0"),
+        (EQUAL.long(), EQUAL, 2, TypeError, "target_probs must be floating point, got torch.int64"),
+    ],
+)
+def test_bound_checks_its_arguments(target, draft, num_drafts, error, message):
+    with pytest.raises(error, match=message):
+        optimal_acceptance(target, draft, num_drafts)

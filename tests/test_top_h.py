@@ -1,0 +1,73 @@
+"""top-H, both variants."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reference import VOCABS, assert_right_on
+
+from warpdraft import TopH, truncate
+
+
+@pytest.mark.parametrize(
+    "rule", [TopH(0.4), TopH(0.8), TopH(0.97), TopH(0.4, variant="transformers")], ids=repr
+)
+@pytest.mark.parametrize("vocab", VOCABS)
+def test_agrees_with_sort_and_scan(vocab, rule):
+    assert_right_on(vocab, rule, temperatures=(1.0, 1.7))
+
+
+def kept(logits, rule, temperature=1.0):
+    return (
+        (truncate(logits, rule, temperature=temperature) > -torch.inf)[0].nonzero()[:, 0].tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("vocab", "alpha", "count"), [(4, 0.5, 2), (16, 0.5, 4), (5, 0.4, 1), (6, 0.4, 2)]
+)
+def test_a_uniform_row_keeps_vocab_to_the_alpha(vocab, alpha, count):
+    # 4 ** 0.5 and 16 ** 0.5 meet the bound exactly: it belongs to the prefix
+    assert kept(torch.zeros(1, vocab), TopH(alpha)) == list(range(count))
+
+
+def test_the_prefix_is_renormalised():
+    # a spike over a flat tail: partial sums that are not renormalised would keep fewer tokens
+    logits = torch.zeros(1, 1000)
+    logits[0, 7] = 6.0
+    paper = kept(logits, TopH(0.4))
+    probs = logits.double().softmax(-1)[0]
+    order = [7, *range(7), *range(8, 1000)]
+    bound = 0.4 * -(probs * probs.log()).sum()
+    count = 1
+    while True:
+        prefix = probs[order[: count + 1]]
+        prefix = prefix / prefix.sum()
+        if -(prefix * prefix.log()).sum() > bound:
+            break
+        count += 1
+    assert sorted(order[:count]) == paper
+    partial = (-(probs * probs.log())[order]).cumsum(0) <= bound
+    assert partial.sum() != count
+
+
+def test_an_almost_certain_row_is_measured_exactly():
+    # S - 1 is 1e-26 here: computed as a difference it would be 0, and everything would be kept
+    logits = torch.zeros(1, 64)
+    logits[0, 3] = 60.0
+    assert kept(logits, TopH(0.4)) == [0, 1, 2, 3, *range(4, 4 + len(kept(logits, TopH(0.4))) - 4)]
+    assert 1 < len(kept(logits, TopH(0.4))) < 64
+    assert len(kept(logits, TopH(0.4))) == 1 + round(0.4 * 63)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5, float("inf")])
+def test_alpha_one_keeps_everything_finite(alpha):
+    logits = torch.randn(1, 9000)
+    logits[0, ::3] = -torch.inf
+    assert torch.equal(truncate(logits, TopH(alpha)), logits)
+
+
+def test_the_transformers_variant_looks_at_100_tokens():
+    assert len(kept(torch.randn(1, 5000), TopH(1.0, variant="transformers"))) == 100
+    assert kept(torch.zeros(1, 200), TopH(0.405, variant="transformers")) == list(range(40))
+    assert kept(torch.zeros(1, 200), TopH(0.4)) == list(range(8))

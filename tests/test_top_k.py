@@ -1,0 +1,43 @@
+"""top-k."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reference import VOCABS, assert_right_on
+
+from warpdraft import TopK, truncate
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [TopK(1), TopK(50), TopK(50, ties="all"), TopK(5000), TopK(2, min_tokens_to_keep=9)],
+    ids=repr,
+)
+@pytest.mark.parametrize("vocab", VOCABS)
+def test_agrees_with_sort_and_scan(vocab, rule):
+    assert_right_on(vocab, rule)
+
+
+def kept(logits, rule, temperature=1.0):
+    return (
+        (truncate(logits, rule, temperature=temperature) > -torch.inf)[0].nonzero()[:, 0].tolist()
+    )
+
+
+def test_ties_go_to_the_lowest_ids_or_are_all_kept():
+    logits = torch.tensor([[0.0, 1.0, 0.0, 1.0, 1.0, -1.0]])
+    assert kept(logits, TopK(2)) == [1, 3]
+    assert kept(logits, TopK(2, ties="all")) == [1, 3, 4]
+    assert kept(logits, TopK(4)) == [0, 1, 3, 4]
+
+
+def test_minus_zero_is_zero():
+    logits = torch.tensor([[-0.0, 0.0, -0.0, 0.0, -1.0]])
+    assert kept(logits, TopK(3)) == [0, 1, 2]
+    assert kept(logits, TopK(1)) == [0]
+
+
+def test_infinite_logits_do_not_count():
+    logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 0.0]])
+    assert kept(logits, TopK(3)) == [1, 3]
