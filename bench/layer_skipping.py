@@ -52,7 +52,8 @@ def layer_skipped_draft(model: PreTrainedModel, skipped: Collection[int]) -> Pre
     draft = type(model)(config)
     draft.load_state_dict(weights, assign=True)
     draft.tie_weights()
-    return draft.eval()
+    draft.eval()
+    return draft
 
 
 def main(

@@ -119,7 +119,7 @@ def target_stages(stream: Tensor, bos: int) -> list[Stage]:
         compiled = length < CONTEXT
         return Stage(f"language, {length} tokens", share, batch, language_loss, compiled)
 
-    return [stage(256, 0.56), stage(2048, 0.27), stage(CONTEXT, 0.17)]
+    return [stage(256, 0.8), stage(2048, 0.12), stage(CONTEXT, 0.08)]
 
 
 def draft_stages(lessons: dict[str, Lessons], head: Tensor) -> list[Stage]:

@@ -15,6 +15,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .acceptance import optimal_acceptance
     from .rules import Epsilon, Eta, MinP, PLess, TopA, TopH, TopK, TopNSigma, TopP, Typical
     from .sampling import check, sample
     from .truncation import truncate
@@ -33,6 +34,7 @@ __all__ = [
     "Typical",
     "__version__",
     "check",
+    "optimal_acceptance",
     "sample",
     "truncate",
     "verify_block",
@@ -46,6 +48,7 @@ except metadata.PackageNotFoundError:  # the source folders on sys.path, not ins
 # names are imported on first use: `warpdraft --help` must not wait for torch
 _HOMES = {
     "check": "sampling",
+    "optimal_acceptance": "acceptance",
     "sample": "sampling",
     "truncate": "truncation",
     "verify_block": "verification",

@@ -16,7 +16,7 @@ def optimal_acceptance(target_probs: Tensor, draft_probs: Tensor, num_drafts: in
 
         alpha* = 1 + min over sets S of tokens of [target(S) - draft(S)^n]
 
-    (Sun et al., NeurIPS 2023, arXiv 2310.15141, the linear programme of section 4, by duality); the minimum is at a
+    (the linear programme of Sun et al., NeurIPS 2023, arXiv 2310.15141, by duality); the minimum is at a
     prefix of the tokens in ascending order of target / draft, so one sort answers it (Hu et al., ICLR 2025,
     arXiv 2502.18779). Exact, in O(vocab log vocab).
 

@@ -23,6 +23,7 @@ class CachedModel:
 
     Attributes:
         lengths: `[rows]` int64, cached tokens of each row.
+        vocabulary: how many token ids the model can read.
     """
 
     def __init__(self, model: PreTrainedModel, batch: int, device: torch.device) -> None:
@@ -34,7 +35,7 @@ class CachedModel:
         self.cache: Cache = DynamicCache()
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         embeddings = cast("Embedding", model.get_input_embeddings())
-        self._vocabulary = embeddings.weight.shape[0]
+        self.vocabulary = embeddings.weight.shape[0]
         self._input_device = embeddings.weight.device
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
@@ -99,15 +100,14 @@ class CachedModel:
             self.cache.update(layer.keys, layer.values, number)
         return True
 
-    def align(self, padding: Tensor, width: int) -> None:
-        """Move row b's tokens to the slots from `padding[b]` on, in a cache of `width` slots.
+    def align(self, token_of_slot: Tensor) -> None:
+        """Lay the cache out anew: slot s of row b shall hold the row's token `token_of_slot[b, s]`, `[rows, width]`.
 
-        What lies outside a row's tokens is left as it is: a mask hides it.
+        Numbers outside the row's tokens stand for padding: what such a slot holds is left to a mask to hide.
         """
-        slot = torch.arange(width, device=padding.device)
-        start = self.cache.get_seq_length() - self.lengths - padding
+        slots = self.cache.get_seq_length() - self.lengths[:, None] + token_of_slot
         for layer in self._layers():
-            index = (slot + start[:, None]).clamp(0, layer.keys.shape[2] - 1)
+            index = slots.clamp(0, layer.keys.shape[2] - 1)
             index = index.to(layer.keys.device)[:, None, :, None]
             shape = (-1, layer.keys.shape[1], -1, layer.keys.shape[3])
             layer.keys = layer.keys.gather(2, index.expand(shape))
@@ -122,7 +122,7 @@ class CachedModel:
         attention_mask = (slot >= slots - lengths[:, None]).to(torch.int64)
         positions = lengths[:, None] - width + torch.arange(width, device=token_ids.device)
         # an id that only the wider of two padded vocabularies has is fed as token 0: a draft may be given anything
-        fed = torch.where(token_ids < self._vocabulary, token_ids, 0)
+        fed = torch.where(token_ids < self.vocabulary, token_ids, 0)
         options: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
         if self._takes_positions:
             options["position_ids"] = positions.clamp_min(0).to(self._input_device)

@@ -68,7 +68,7 @@ def draft_paths(
 
     logits = draft.forward(texts.last_tokens(unread))[:, -1]
     texts_only = torch.arange(batch, device=device)
-    law = pipeline(fit_width(logits, vocabulary), texts.prefixes(texts_only, drafted[:batch]))
+    law = pipeline.after(texts, texts_only, drafted[:batch], fit_width(logits, vocabulary))
     _check(law)
     laws.append(law.probs[:, None])
     draft.branch(num_drafts)
@@ -79,7 +79,7 @@ def draft_paths(
         if depth + 1 == length:
             break
         logits = draft.forward(tokens[:, None])[:, -1]
-        law = pipeline(fit_width(logits, vocabulary), texts.prefixes(owner, drafted))
+        law = pipeline.after(texts, owner, drafted, fit_width(logits, vocabulary))
         _check(law)
         probs = law.probs
         laws.append(probs.view(batch, num_drafts, -1))

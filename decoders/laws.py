@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from warpdraft.kernels.support import mask
 from .processors import Prefixes, ProcessorStack
 from .rules import Rule
 from .truncation import resolve
+
+if TYPE_CHECKING:
+    from .texts import Texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,35 @@ class LawPipeline:
         law = law_of(logits, self.rules, self.temperature)
         # plain greedy decoding hands out the scores that it takes the argmax of
         return replace(law, scores=logits.to(law.scores.dtype)) if self._greedy else law
+
+    def after(self, texts: Texts, rows: Tensor, drafted: Tensor, logits: Tensor) -> Law:
+        """The law of each row's next token, after its text and its drafted tokens.
+
+        Behind a stop nothing is emitted and any law serves, if both models have the same: all on token 0. As in plain
+        generation no processor is asked there: one that knows no token after the end may raise, or leave nothing.
+
+        Args:
+            texts: what has been written.
+            rows: `[n]` int64, the text of each row.
+            drafted: `[n, depth]` int64, the drafted tokens that follow it.
+            logits: `[n, vocab]` of a model, after them.
+        """
+        ended = texts.ended(rows, drafted)
+        if not bool(ended.any()):
+            return self(logits, texts.prefixes(rows, drafted))
+        wide = self._processors is None and logits.dtype == torch.float64
+        dtype = torch.float64 if wide else torch.float32
+        scores = torch.full_like(logits, -torch.inf, dtype=dtype)
+        scores[:, 0] = 0
+        law = Law(scores, scores.exp(), rows.new_zeros(len(rows), dtype=torch.int8))
+        open_rows = (~ended).nonzero().squeeze(1)
+        if len(open_rows) > 0:
+            prefixes = texts.prefixes(rows[open_rows], drafted[open_rows])
+            inner = self(logits[open_rows], prefixes)
+            law.scores[open_rows] = inner.scores
+            law.probs[open_rows] = inner.probs
+            law.status[open_rows] = inner.status
+        return law
 
 
 def _repeat(column: Tensor, repeats: int) -> Tensor:

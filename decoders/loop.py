@@ -118,8 +118,8 @@ class ScoredBlock:
     def target(self, rows: Tensor, path: Tensor, depth: int) -> Tensor:
         """Target law `[len(rows), vocab]`, processed on the text and the path's first `depth` tokens."""
         logits = self._target_logits[rows, path, depth]
-        prefixes = self._texts.prefixes(rows, self.draft_token_ids[rows, path, :depth])
-        law = self._pipeline(logits, prefixes)
+        drafted = self.draft_token_ids[rows, path, :depth]
+        law = self._pipeline.after(self._texts, rows, drafted, logits)
         self.status[rows] = torch.where(law.status != 0, law.status, self.status[rows])
         self.visited.append((rows, logits, law))
         return law.probs
@@ -197,6 +197,7 @@ class _Run:
         self.verifier = PlainSampling() if draft_model is None else get_verifier(options.verifier)
         self.options, self.pipeline = options, pipeline
         self.target = CachedModel(target_model, batch, device)
+        _check_token_ids(input_ids, self.target.vocabulary)
         self.draft = None if draft_model is None else CachedModel(draft_model, batch, device)
         self.texts = Texts(
             input_ids,
@@ -235,7 +236,7 @@ class _Run:
             self.target.prefill(rest, lengths - 1 - self.target.lengths)
             if self.draft is not None:
                 self.draft.prefill(tokens[:, :-1], lengths - 1)
-        self.padding = self.prompt_width - lengths
+        self.real = tokens.new_ones(prompt.shape) if attention_mask is None else attention_mask != 0
 
     def block(self) -> Tensor:
         """One round; returns how many tokens each row got."""
@@ -334,11 +335,16 @@ class _Run:
         """Keep scores and logits of the positions that were emitted."""
         if not (self.options.collect_scores or self.options.collect_logits):
             return
+        counts = emitted.tolist()
         for depth, (rows, logits, law) in enumerate(block.visited):
             for position, row in enumerate(rows.tolist()):
-                if depth < int(emitted[row]):
-                    self.scores[row].append(law.scores[position])
-                    self.logits[row].append(logits[position].to(torch.float32))
+                if depth >= counts[row]:
+                    continue
+                # copies: a view would keep the rows around it alive until the end
+                if self.options.collect_scores:
+                    self.scores[row].append(law.scores[position].clone())
+                if self.options.collect_logits:
+                    self.logits[row].append(logits[position].to(torch.float32, copy=True))
 
     def _stack(self, columns: list[list[Tensor]], pad: bool) -> tuple[Tensor, ...]:
         steps = max(len(column) for column in columns)
@@ -354,7 +360,10 @@ class _Run:
         if bool((self.texts.lengths < longest).any()):
             # a row that stopped early is not read to its end yet, but stands inside the returned text
             self.target.forward(self.texts.last_tokens(1))
-        self.target.align(self.padding, longest - 1)
+        # padding may stand between tokens, and keeps its slots
+        real = torch.ones_like(self.texts.token_ids[:, : longest - 1])
+        real[:, : self.prompt_width] = self.real
+        self.target.align(real.cumsum(1) - 1)
         return self.target.cache
 
     @property
@@ -401,6 +410,12 @@ def _check_inputs(input_ids: Tensor, attention_mask: Tensor | None, options: Loo
         )
     if options.streamer is not None and len(input_ids) > 1:
         raise ValueError(f"a streamer takes one text, got a batch of {len(input_ids)}")
+
+
+def _check_token_ids(input_ids: Tensor, vocabulary: int) -> None:
+    least, most = (int(bound) for bound in input_ids.aminmax())
+    if least < 0 or most >= vocabulary:
+        raise ValueError(f"input_ids must be in [0, {vocabulary - 1}], got {least} to {most}")
 
 
 def _context(

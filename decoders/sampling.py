@@ -97,8 +97,10 @@ def sample(
 
     drawn = token_ids.clamp(min=0)[:, None]
     if logprobs_mode == "raw":
-        wide = call.logits.to(compute_dtype(logits.dtype))
-        logprobs = (wide.gather(-1, drawn)[:, 0] - torch.logsumexp(wide, dim=-1)).double()
+        levels = call.logits.to(compute_dtype(logits.dtype))
+        levels = levels - levels.amax(-1, keepdim=True)
+        log_total = torch.exp(levels).sum(-1, dtype=torch.float64).log()
+        logprobs = levels.gather(-1, drawn)[:, 0].double() - log_total
     else:
         logprobs = law.weights.gather(-1, drawn)[:, 0].double().log() - law.kept_total.log()
     fine = law.status == OK

@@ -56,6 +56,11 @@ class Texts:
             token_ids.scatter_(1, index, drafted)
         return Prefixes(token_ids, lengths + depth, rows, len(self.lengths))
 
+    def ended(self, rows: Tensor, drafted: Tensor) -> Tensor:
+        """Whether each of the rows, continued by its drafted tokens, has no next token: `[len(rows)]` bool."""
+        full = self.lengths[rows] + drafted.shape[1] >= self._max_length
+        return self.finished[rows] | full | torch.isin(drafted, self._eos).any(1)
+
     def append(self, output_token_ids: Tensor) -> Tensor:
         """Emit a block's tokens, each row up to its first stop.
 

@@ -165,7 +165,7 @@ class NodeVerifier(Verifier):
 
 def get_verifier(name: str) -> Verifier:
     """The verifier of that name; ValueError lists the names there are."""
-    if name not in VERIFIERS:
+    if not isinstance(name, str) or name not in VERIFIERS:
         raise ValueError(f"verifier must be one of {sorted(VERIFIERS)}, got {name!r}")
     module, class_name = VERIFIERS[name]
     verifier = getattr(import_module(module), class_name)()

@@ -157,6 +157,9 @@ ARGUMENTS: dict[str, Argument] = {
 
 # vocabularies are padded to multiples of 64 to 512; codegen's pads 905 tokens
 _MOST_PADDING = 1024
+# layers that cache keys and values alone; convolutions, recurrences and indexers keep more, and not every such model
+# calls itself stateful
+_CROPPABLE = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
@@ -175,7 +178,8 @@ def check_model(model: PreTrainedModel, role: str) -> None:
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ValueError(f"The {role} model {name} is an encoder-decoder: use a causal model.")
-    if getattr(model, "_is_stateful", False):
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    if getattr(model, "_is_stateful", False) or not _CROPPABLE.issuperset(kinds):
         raise ValueError(
             f"The {role} model {name} keeps a state that cannot return to an earlier token."
         )

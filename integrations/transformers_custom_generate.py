@@ -28,6 +28,7 @@ from warpdraft.loop import Generated, LoopOptions, generate_tokens
 from warpdraft.processors import ProcessorStack
 from warpdraft.rules import Rule
 from warpdraft.statistics import GenerationStats
+from warpdraft.truncation import check_rules
 from warpdraft.verification import get_verifier
 
 from .transformers_arguments import (
@@ -69,6 +70,7 @@ class FusedSampling:
     Raises:
         ValueError: `stop_strings` without a tokenizer; when called, for arguments of `generate`
             that `transformers_arguments.ARGUMENTS` lists as refused.
+        TypeError: `rules` holds something else.
     """
 
     _draft_model: PreTrainedModel | None = None
@@ -87,7 +89,7 @@ class FusedSampling:
     ) -> None:
         if stop_strings is not None and tokenizer is None:
             raise ValueError(f"stop_strings={stop_strings!r} need the tokenizer: pass tokenizer=.")
-        self.rules = tuple(rules) if isinstance(rules, Sequence) else (rules,)
+        self.rules = check_rules(rules)
         self.last_stats: GenerationStats | None = None
         self._trusted = trusted
         self._streamer = streamer
@@ -230,6 +232,7 @@ class SpeculativeDecoding(FusedSampling):
 
     Raises:
         ValueError: parameters out of range.
+        TypeError: `draft_model` is no model, or a count no int.
     """
 
     def __init__(
@@ -258,6 +261,11 @@ class SpeculativeDecoding(FusedSampling):
             tokenizer=tokenizer,
             stop_strings=stop_strings,
         )
+        if not isinstance(draft_model, torch.nn.Module):
+            raise TypeError(
+                f"draft_model must be a causal language model, got {draft_model!r}: "
+                "FusedSampling samples without one"
+            )
         get_verifier(verifier)
         self._draft_model = draft_model
         self._options = dataclasses.replace(

@@ -28,6 +28,8 @@ _NUDGE = {torch.float64: 1e-14, torch.float32: 1e-8}
 # p_acc and rho beta, both at most 1, round by this much: a smaller excess is no excess, and turns no residual below it.
 # Without it laws that agree almost everywhere, where f is flat at the root, would never pass for solved
 _ROUNDING = 1e-15
+# elements of an intermediate, which then stays in the cache: larger ones are fresh pages each time
+_AT_ONCE = 1 << 16
 # the root is found in 3 to 16 reads of the rows (measured, n <= 16, laws that hardly differ or hardly overlap
 # included); the bound only guards against a stall
 _MOST_READS = 64
@@ -128,10 +130,17 @@ def residual_mass(plan: KSeqPlan, target_probs: Tensor, draft_probs: Tensor) -> 
 
 def _split(rho: Tensor, target_probs: Tensor, draft_probs: Tensor) -> tuple[Tensor, Tensor]:
     """Draft mass A of {t > rho d} and target mass B of the rest: one read of both rows, beta = A + B / rho."""
-    drafted = target_probs > draft_probs * rho[:, None].to(draft_probs.dtype)
-    draft_mass = torch.where(drafted, draft_probs, 0).sum(-1, dtype=torch.float64)
-    target_mass = torch.where(drafted, 0, target_probs).sum(-1, dtype=torch.float64)
-    return draft_mass, target_mass
+    draft_mass, both = torch.zeros_like(rho), torch.zeros_like(rho)
+    scale = rho[:, None].to(draft_probs.dtype)
+    width = max(_AT_ONCE // max(len(rho), 1), 1)
+    for target, draft in zip(
+        target_probs.split(width, dim=1), draft_probs.split(width, dim=1), strict=True
+    ):
+        scaled = draft * scale
+        # products and minima, because a `where` takes five times as long as either on a CPU
+        draft_mass += (draft * (target > scaled)).sum(-1, dtype=torch.float64)
+        both += torch.minimum(scaled, target).sum(-1, dtype=torch.float64)
+    return draft_mass, (both - rho * draft_mass).clamp_min(0)
 
 
 def _plan(rho: Tensor, split: tuple[Tensor, Tensor], count: Tensor) -> KSeqPlan:

@@ -23,7 +23,7 @@ from .ranks import Pieces, RankLaw, left_curtain, mean_ratio, mixture, rank
 from .ratio_grid import grid_places, interpolate, knot_masses, sorted_places, split_place
 
 NUM_BINS = 64
-"""Within 0.01 % (absolute) of alpha* on every row tried, and a solve takes a fraction of a millisecond."""
+"""Within 0.002 % (absolute) of alpha* on random rows of 32,000 tokens; the solver's time grows with it."""
 
 _WHOLE: Pieces = [(0.0, 1.0)]
 
@@ -50,9 +50,10 @@ class Selection:
         self, target_probs: Tensor, draft_probs: Tensor, weight: Tensor | None = None
     ) -> Tensor:
         """(w target - p)+, `[rows, vocab]`, for `weight` `[rows]` or 1: the recovered token's mass."""
-        if weight is not None:
-            target_probs = target_probs * weight[:, None].to(target_probs.dtype)
-        return (target_probs - self.law(draft_probs)).clamp_min_(0)
+        taken = self.law(draft_probs).neg_()
+        if weight is None:
+            return taken.add_(target_probs).clamp_min_(0)
+        return taken.addcmul_(target_probs, weight[:, None].to(taken.dtype)).clamp_min_(0)
 
     def probs_of(self, token_ids: Tensor, draft_probs: Tensor) -> Tensor:
         """The law p at one token a row, `[rows]` float64."""

@@ -11,8 +11,8 @@ tokens are gathered in, sorted by g / d ascending, with D_j and G_j the sums of 
     high    sum over j >= s of min(g_j, c_hi d_j) = 1 - D_s^n        wanted too often: capped
     p     = clip(g, c_lo d, c_hi d)                  reaches alpha*, and p / d is ascending as well
 
-The value of the cut is Sun et al. (NeurIPS 2023, arXiv 2310.15141) section 4's linear programme for i.i.d. drafts;
-the prefix form is the subset selection of Hu et al. (ICLR 2025, arXiv 2502.18779).
+alpha* is the optimum of the linear programme of Sun et al. (NeurIPS 2023, arXiv 2310.15141) for i.i.d. drafts; the
+prefix form is the subset selection of Hu et al. (ICLR 2025, arXiv 2502.18779).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ with length d(x) and mean p(x) / d(x) (Beiglboeck and Juillet, Ann. Probab. 2016
 everything taken where that mean is high enough, else on both sides of what was taken last, over whole gaps if need be.
 
 Such ranks exist for every law with p(S) >= d(S)^n. The law that the pieces realise is the law to verify with, so
-rounding costs acceptance (about 1e-16), never correctness. Means are compared, never differences of n-th powers,
+rounding costs acceptance (about 1e-15), never correctness. Means are compared, never differences of n-th powers,
 which cancel for rare tokens; pieces carry their length, for the end of a short one is not seen beside its start.
 """
 
@@ -33,7 +33,7 @@ RankLaw = list[tuple[float, float, float]]
 # Newton's method on convex functions, from a good guess or from the steep side; a last step of this relative size
 # leaves its square as the error, or, where the root is double, an error that the means do not feel
 _LAST_STEP = 1e-10
-# 2 to 6 steps are taken (measured, n <= 8); the bound only guards against a stall
+# 1 to 7 steps are taken (measured, n <= 8); the bound only guards against a stall
 _MOST_STEPS = 50
 
 
@@ -95,7 +95,9 @@ def win_probabilities(laws: list[RankLaw]) -> list[float]:
     Between two ends of pieces the densities are constant and the distribution functions linear, so their product is a
     polynomial of degree n - 1, for which Gauss's rule is exact.
     """
-    ends = sorted({end for law in laws for start, length, _ in law for end in (start, start + length)})
+    ends = sorted(
+        {end for law in laws for start, length, _ in law for end in (start, start + length)}
+    )
     nodes, weights = np.polynomial.legendre.leggauss(len(laws) // 2 + 1)
     chances = [0.0] * len(laws)
     for low, high in itertools.pairwise(ends):

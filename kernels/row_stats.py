@@ -35,6 +35,9 @@ PRUNED_VOCAB = 8192
 GATHERED_SHARE = 8
 # a float32 chunk of weights and one of levels fit the second-level cache, a call is worth its overhead
 CHUNK = 32768
+# so many terms are summed in the row's dtype, the sums of blocks in float64: float32 terms that are all
+# equal, a flat tail, would lose 1e-4 nats of entropy in one long sum
+BLOCK = 64
 # exp of less is 0, also in float64; -inf would make 0 * -inf of a moment
 LEAST_LEVEL = -800.0
 # and of more overflows
@@ -118,7 +121,8 @@ class Row:
     @property
     def restricted(self) -> bool:
         """Whether a rule has narrowed the support."""
-        return self.upper < math.inf or self.value > float(np.finfo(self.logits.dtype).min)
+        least = float(np.finfo(self.logits.dtype).min)
+        return self.upper < math.inf or self.value > least or self.index < self.vocab - 1
 
     def narrow(self, value: float, index: int, upper: float = math.inf) -> None:
         """Keep only what the threshold keeps; a looser threshold changes nothing."""
@@ -170,9 +174,10 @@ class Row:
     def stats(self, temperature: float) -> RowStats:
         """The sums over the support, in the row's dtype."""
         if temperature not in self._stats:
-            # float32 would take a temperature below its normal numbers for 0
-            coarse = temperature < np.finfo(self.logits.dtype).tiny
-            dtype = np.dtype(np.float64) if coarse else self.logits.dtype
+            # float32 would take a temperature below its normal numbers for 0, above them for inf
+            numbers = np.finfo(self.logits.dtype)
+            normal = float(numbers.tiny) <= temperature <= float(numbers.max)
+            dtype = self.logits.dtype if normal else np.dtype(np.float64)
             self._stats[temperature] = self._sums(temperature, dtype)
         return self._stats[temperature]
 
@@ -202,7 +207,8 @@ class Row:
     def round_up(self, value: float) -> float:
         """The least finite number of the row's dtype that is not below `value`."""
         dtype = self.logits.dtype.type
-        rounded = dtype(max(value, float(np.finfo(dtype).min)))
+        with np.errstate(over="ignore"):
+            rounded = dtype(max(value, float(np.finfo(dtype).min)))
         return float(np.nextafter(rounded, dtype(np.inf)) if float(rounded) < value else rounded)
 
     def write(self, truncated: Tensor) -> None:
@@ -272,13 +278,15 @@ class Row:
     def _tied(self, value: float) -> Ids:
         """The token ids of the support with this logit, ascending."""
         if self._tokens is not None:
-            return self._tokens.ids[self._tokens.logits == value]
+            logits, ids = self._tokens
+            tied: Ids = ids[logits == value]
+            return tied
         if self._columns is not None and self._share(self._columns >= value):
             logits, ids = self._inside(self._at_least(value))
-            return ids[logits == value]
-        ids = np.flatnonzero(self.logits == value)
-        # an ascending list: cut it after `index`
-        return ids[: np.searchsorted(ids, self.index, "right")] if value == self.value else ids
+            tied = ids[logits == value]
+            return tied
+        tied = np.flatnonzero(self.logits == value)
+        return tied[tied <= self.index] if value == self.value else tied
 
     def _inside(self, tokens: Tokens) -> Tokens:
         logits, ids = tokens
@@ -289,27 +297,28 @@ class Row:
     def _sums(self, temperature: float, dtype: np.dtype[np.floating]) -> RowStats:
         logits = self.tokens().logits if self.restricted else self.logits
         place = self._place_of_maximum(logits)
-        excess = moment = 0.0
-        buffers = np.empty((2, min(CHUNK, len(logits))), dtype)
-        ones = np.ones(buffers.shape[1], dtype)
+        width = min(CHUNK, -(-len(logits) // BLOCK) * BLOCK)
+        buffers, ones = np.empty((2, width), dtype), np.ones(BLOCK, dtype)
+        sums = np.zeros(2)
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, len(logits), CHUNK):
                 chunk = logits[start : start + CHUNK]
-                levels, weights = buffers[0, : len(chunk)], buffers[1, : len(chunk)]
-                np.subtract(chunk, self.maximum, out=levels)
+                buffers[:, len(chunk) :] = 0.0
+                weights, levels = buffers[:, : len(chunk)]
+                np.subtract(chunk, self.maximum, out=levels, dtype=dtype)
                 if temperature != 1.0:
                     np.divide(levels, temperature, out=levels)
                 np.exp(levels, out=weights)
                 if 0 <= place - start < CHUNK:
                     weights[place - start] = 0.0
-                excess += float(np.dot(weights, ones[: len(chunk)]))
-                product = float(np.dot(weights, levels))
-                if math.isnan(product):
+                moments = np.multiply(weights, levels, out=levels)
+                blocks = buffers.reshape(-1, BLOCK) @ ones
+                if np.isnan(blocks).any():
                     # 0 * -inf: the tokens outside count for nothing
-                    np.maximum(levels, LEAST_LEVEL, out=levels)
-                    product = float(np.dot(weights, levels))
-                moment += product
-        return RowStats(excess, moment)
+                    np.nan_to_num(moments, copy=False, nan=0.0)
+                    blocks = buffers.reshape(-1, BLOCK) @ ones
+                sums += blocks.reshape(2, -1).sum(axis=1, dtype=np.float64)
+        return RowStats(float(sums[0]), float(sums[1]))
 
     def _place_of_maximum(self, logits: Array) -> int:
         """The position of one token with the largest logit."""
@@ -319,8 +328,8 @@ class Row:
         column = int(self._columns.argmax())
         line = int(matrix[:, column].argmax())
         if matrix[line, column] == self.maximum:
-            return line * matrix.shape[1] + column
-        return matrix.size + int(rest.argmax())
+            return int(line * matrix.shape[1] + column)
+        return int(matrix.size) + int(rest.argmax())
 
 
 def levels_of(logits: Array, maximum: float, temperature: float) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .row_stats import Row, levels_of
+from .row_stats import Row
 from .support import Support, supported_logits
 
 
@@ -59,7 +59,9 @@ def typical(
     if typical_p >= 1.0 or min_tokens_to_keep >= len(logits):
         return row.value, row.upper
     stats = row.exact_stats(temperature)
-    levels = levels_of(logits, row.maximum, temperature)
+    # not `levels_of`, which cuts levels off: the distances of unlikely tokens would be equal
+    with np.errstate(over="ignore"):
+        levels = (logits.astype(np.float64) - row.maximum) / temperature
     distance = np.abs(levels - stats.moment / stats.total)
     order = np.argsort(distance, kind="stable")
     mass = np.cumsum(np.exp(levels[order]))

@@ -19,7 +19,7 @@ def tables_of(vocab, length, seed):
 
 
 def best_expected_tokens(tables):
-    """1 + sum of the weights of all prefixes: Sun et al., arXiv 2403.10444, equation 4 and theorem 2.
+    """1 + sum of the weights of all prefixes, by the recursion of Sun et al., arXiv 2403.10444.
 
     w of a prefix = min(1, w of the one before * target / draft); a prefix is accepted with draft probability times w.
     """

@@ -36,6 +36,7 @@ PUBLIC = [
     "Typical",
     "__version__",
     "check",
+    "optimal_acceptance",
     "sample",
     "truncate",
     "verify_block",

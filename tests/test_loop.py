@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, tiny_model
 from torch import Tensor
+from transformers import PrefixConstrainedLogitsProcessor
 
 from warpdraft.laws import LawPipeline
 from warpdraft.loop import Generated, LoopOptions, generate_tokens
@@ -212,6 +213,22 @@ def test_the_returned_cache_is_that_of_the_returned_text() -> None:
             )
 
 
+def test_the_returned_cache_keeps_the_slots_of_padding_between_tokens() -> None:
+    target, draft = tiny_model(), tiny_model(seed=1)
+    token_ids, mask = prompts()
+    mask[0, 5:7] = 0
+    got = run(target, draft, token_ids, mask, 6, seed=4, return_cache=True)
+    mask = torch.cat([mask, torch.ones(3, 5, dtype=mask.dtype)], dim=1)
+    read = target(
+        input_ids=got.token_ids[:, :-1],
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+    ).past_key_values
+    for mine, theirs in zip(got.past_key_values.layers, read.layers, strict=True):
+        keys, expected = (layer.keys.transpose(1, 2)[mask != 0] for layer in (mine, theirs))
+        torch.testing.assert_close(keys, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_collected_scores_are_the_processed_law_of_each_token() -> None:
     target, draft = tiny_model(), tiny_model(seed=1)
     token_ids, mask = prompts()
@@ -279,6 +296,42 @@ def test_right_padding_is_refused() -> None:
     mask[0, -1] = 0
     with pytest.raises(ValueError, match="pad prompts on the left"):
         run(model, model, token_ids, mask, 4)
+
+
+@pytest.mark.parametrize("token", [-1, 64])
+def test_a_prompt_token_that_the_target_does_not_have_is_refused(token: int) -> None:
+    model = tiny_model()
+    token_ids, mask = prompts()
+    token_ids[1, 5] = token
+    with pytest.raises(ValueError, match=r"input_ids must be in \[0, 63\], got"):
+        run(model, model, token_ids, mask, 4)
+
+
+@pytest.mark.parametrize("verifier", ["k_seq", "optimal_block"])
+@pytest.mark.parametrize("eos_token_ids", [[5], []], ids=["end token", "length"])
+def test_processors_are_never_asked_behind_the_end(verifier: str, eos_token_ids: list[int]) -> None:
+    # as a grammar: three words or the end, and nothing at all behind it
+    def allowed(row: int, prefix: Tensor) -> list[int]:
+        assert len(prefix) < 9 + 12
+        return [] if set(prefix[9:].tolist()) & set(eos_token_ids) else [5, 7, 8]
+
+    token_ids, mask = prompts()
+    pipeline = LawPipeline(ProcessorStack([PrefixConstrainedLogitsProcessor(allowed, 1)]))
+    got = run(
+        tiny_model(spread=1.0),
+        tiny_model(seed=1, spread=1.0),
+        token_ids,
+        mask,
+        12,
+        pipeline=pipeline,
+        num_drafts=3,
+        draft_length=5,
+        verifier=verifier,
+        seed=1,
+        eos_token_ids=eos_token_ids,
+    )
+    assert set(got.token_ids[:, 9:].flatten().tolist()) <= {5, 7, 8, PAD}
+    assert ((got.token_ids == 5).any(1) | (got.token_ids.shape[1] == 21)).all()
 
 
 @pytest.mark.parametrize("who", ["target", "draft"])

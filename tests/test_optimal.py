@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from test_k_seq import NODES, on_counts, on_nodes
 
 import warpdraft.verifiers.optimal as optimal
-from warpdraft.acceptance import optimal_acceptance
+from warpdraft import optimal_acceptance
 from warpdraft.kernels.noise import Noise, Role
 from warpdraft.kernels.optimal import Selection, plan_selection
 from warpdraft.kernels.optimal_transport import selection_ratio

@@ -1,6 +1,7 @@
 """Optimal transport along a path: exact laws of whole blocks, mutations that must show, and draws from real noise."""
 
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -138,7 +139,7 @@ def test_mutations_are_noticed(monkeypatch, owner, name, wrong):
 
 # a chi-square test rejects a sound verifier with probability 1e-6; the seeds are fixed
 FALSE_ALARM = 1e-6
-ROWS = 20_000
+ROWS = 10_000
 
 
 def drawn_p_value(tables, num_drafts, seed, noise=None):
@@ -166,23 +167,51 @@ def test_drawn_blocks_have_the_target_law(vocab, num_drafts, length):
     assert drawn_p_value(tables, num_drafts, seed=vocab) > FALSE_ALARM
 
 
-class Stale(Noise):
-    """Noise whose ranks are those of the root, at every depth."""
+class SharedByPaths(Noise):
+    """Noise that hands one number to all paths."""
 
     def select(self, rows):
-        return Stale(self.seed[rows], self.sequence[rows], self.step[rows])
+        return SharedByPaths(self.seed[rows], self.sequence[rows], self.step[rows])
 
-    def uniform(self, role, index, *, depth=0, path=0):
-        depth = 0 if role is Role.RANK else depth
-        return super().uniform(role, index, depth=depth, path=path)
+    def words(self, role, index, *, depth=0, path=0):
+        return super().words(role, index, depth=depth)
 
 
-def test_ranks_from_old_noise_are_noticed():
-    tables = tables_of(2, 2, 2)
+def test_ranks_that_paths_share_are_noticed():
     noise = Noise.create(ROWS, seed=2, device="cpu")
-    assert drawn_p_value(tables, 3, seed=2) > FALSE_ALARM
-    stale = Stale(noise.seed, noise.sequence, noise.step)
-    assert drawn_p_value(tables, 3, seed=2, noise=stale) < FALSE_ALARM
+    shared = SharedByPaths(noise.seed, noise.sequence, noise.step)
+    assert drawn_p_value(tables_of(2, 2, 0), 3, seed=2, noise=shared) < FALSE_ALARM
+
+
+class Watching(Noise):
+    """Noise that records the name of every word."""
+
+    names: ClassVar[list] = []
+
+    def select(self, rows):
+        return Watching(self.seed[rows], self.sequence[rows], self.step[rows])
+
+    def words(self, role, index, *, depth=0, path=0):
+        columns = [
+            torch.as_tensor(column).view(-1, 1) if torch.as_tensor(column).ndim == 1 else column
+            for column in (self.sequence, depth, path)
+        ]
+        grid = torch.broadcast_tensors(index, *map(torch.as_tensor, columns))
+        Watching.names += [
+            (role, *name) for name in zip(*(c.flatten().tolist() for c in grid), strict=True)
+        ]
+        return super().words(role, index, depth=depth, path=path)
+
+
+def test_no_number_is_read_twice_and_ranks_are_those_of_their_depth():
+    tables, paths = random_block(300, 3, 3, 3, 8)
+    noise = Noise.create(len(paths), seed=1, device="cpu")
+    Watching.names.clear()
+    watching = Watching(noise.seed, noise.sequence, noise.step)
+    OptimalBlock().verify(TabledBlock(tables, paths), watching)
+    assert len(set(Watching.names)) == len(Watching.names)
+    ranks = {name[3:] for name in Watching.names if name[0] is Role.RANK}
+    assert ranks == {(depth, path) for depth in range(3) for path in range(3)}
 
 
 # ---- the walk
@@ -244,6 +273,14 @@ def test_nothing_is_read_below_a_token_that_the_target_never_emits():
     assert block.asked == [(0, [0, 1, 2]), (1, [0, 1]), (2, [0]), (3, [0])]
     assert verified.num_accepted.tolist() == [3, 1, 0]
     assert verified.output_token_ids.tolist() == [[0] * 4, [0, 0, -1, -1], [0, -1, -1, -1]]
+
+
+def test_a_block_of_no_tokens_is_plain_sampling():
+    tables = Tables([torch.eye(3, dtype=torch.float64)[[1]]], [], [])
+    block = TabledBlock(tables, torch.zeros(2, 3, 0, dtype=torch.int64))
+    verified = OptimalBlock().verify(block, Noise.create(2, seed=0, device="cpu"))
+    assert verified.output_token_ids.tolist() == [[1], [1]]
+    assert verified.num_accepted.tolist() == [0, 0]
 
 
 def test_rows_do_not_depend_on_their_batch():

@@ -17,6 +17,7 @@ from transformers import (
     DynamicCache,
     GenerationConfig,
     GenerationMixin,
+    Lfm2Config,
     LogitsProcessor,
     LogitsProcessorList,
     MambaConfig,
@@ -694,10 +695,27 @@ def stateful():
     return AutoModelForCausalLM.from_config(config)
 
 
+def convolutional():
+    config = Lfm2Config(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        layer_types=["conv", "full_attention"],
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(encoder_decoder, "encoder-decoder"), (stateful, "keeps a state")],
-    ids=["encoder_decoder", "stateful"],
+    [
+        (encoder_decoder, "encoder-decoder"),
+        (stateful, "keeps a state"),
+        (convolutional, "keeps a state"),
+    ],
+    ids=["encoder_decoder", "stateful", "convolutional"],
 )
 def test_models_that_cannot_be_used(target, draft, make, message):
     model = make()
@@ -733,12 +751,20 @@ def test_a_draft_with_another_tokenizer(target):
         ({"draft_length": 256}, ValueError),
         ({"num_drafts": 2.0}, TypeError),
         ({"verifier": "k_sequence"}, ValueError),
+        ({"verifier": ["k_seq"]}, ValueError),
+        ({"rules": [0.4]}, TypeError),
     ],
     ids=str,
 )
 def test_bad_options_fail_when_the_object_is_built(draft, options, error):
     with pytest.raises(error, match=next(iter(options))):
         SpeculativeDecoding(draft, **options)
+
+
+@pytest.mark.parametrize("draft_model", [None, "gpt2"])
+def test_a_draft_must_be_a_model(draft_model):
+    with pytest.raises(TypeError, match=f"causal language model, got {draft_model!r}"):
+        SpeculativeDecoding(draft_model)
 
 
 def test_more_tokens_than_the_context_holds(target, draft):

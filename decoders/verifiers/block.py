@@ -9,7 +9,7 @@ from .optimal_block import OptimalBlock
 
 
 class Block(OptimalBlock):
-    """Sun et al., ICLR 2025, arXiv 2403.10444: `OptimalBlock` with nothing to select, where every p is the draft's law."""
+    """Sun et al., ICLR 2025, arXiv 2403.10444: `OptimalBlock` with nothing to select, every p the draft's law."""
 
     name = "block"
 

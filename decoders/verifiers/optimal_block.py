@@ -50,10 +50,10 @@ class OptimalBlock(Verifier):
     def _select_path(self, block: DraftBlock, noise: Noise) -> tuple[list[_Node], Tensor, Tensor]:
         """The nodes of every row's selected path, the path, and the weight of its leaf."""
         paths = block.draft_token_ids
-        batch, _, length = paths.shape
+        batch, num_drafts, length = paths.shape
         rows = torch.arange(batch, device=paths.device)
         path = torch.zeros_like(rows)
-        alive = torch.ones_like(paths[:, :, 0], dtype=torch.bool)
+        alive = torch.ones(batch, num_drafts, dtype=torch.bool, device=paths.device)
         weight = torch.ones(batch, dtype=torch.float64, device=paths.device)
         nodes: list[_Node] = []
         for depth in range(length):
