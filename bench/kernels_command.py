@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import working
-from .options import whole_numbers
+from .options import check_folder, whole_numbers
 
 
 def kernels(
@@ -27,6 +27,7 @@ def kernels(
         raise ValueError(f"the kernels run on the CPU in this version, got --device {device}")
     batches = whole_numbers("--batch", batch)
     thread_counts = whole_numbers("--threads", threads)
+    check_folder("--out", out)
     with working("Loading torch and transformers"):
         from . import bench_truncation
 

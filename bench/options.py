@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from warpdraft.rules import Rule
 
 MODELS = "Models"
@@ -112,6 +114,16 @@ def rules_in_order(
         None if min_p is None else MinP(min_p),
     )
     return tuple(rule for rule in asked if rule is not None)
+
+
+def check_folder(option: str, file: Path | None) -> None:
+    """Refuse a results file that could not be written, before anything is measured.
+
+    Raises:
+        ValueError: its folder does not exist.
+    """
+    if file is not None and not file.parent.is_dir():
+        raise ValueError(f"{option}: there is no folder {file.parent} to write {file.name} into")
 
 
 def whole_numbers(option: str, text: str) -> list[int]:

@@ -24,6 +24,7 @@ from .options import (
     TopHVariant,
     TopKTokens,
     TopPMass,
+    check_folder,
     rules_in_order,
     whole_numbers,
 )
@@ -72,6 +73,8 @@ def speculation(
         whole_numbers("--num-drafts", num_drafts),
         whole_numbers("--draft-length", draft_length),
     )
+    check_folder("--json", json_file)
+    check_folder("--csv", csv_file)
     with working("Loading torch and the models"):
         from .bench_speculation import measure
         from .model_pair import load_pair

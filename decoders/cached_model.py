@@ -37,7 +37,9 @@ class CachedModel:
         embeddings = cast("Embedding", model.get_input_embeddings())
         self.vocabulary = embeddings.weight.shape[0]
         self._input_device = embeddings.weight.device
-        parameters = inspect.signature(model.forward).parameters
+        # an adapter's model (PEFT) hands its keyword arguments on to the model inside
+        unwrap = getattr(model, "get_base_model", None)
+        parameters = inspect.signature((unwrap() if unwrap else model).forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_logits_to_keep = "logits_to_keep" in parameters
 

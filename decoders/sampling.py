@@ -158,7 +158,9 @@ def _laws_of_rows(call: Call) -> _Laws:
             logits, ids = row.tokens()
             mass = torch.from_numpy(levels_of(logits, row.maximum, temperature)).exp_()
             weights[number, torch.from_numpy(ids)] = mass.to(weights.dtype)
-            totals.append((float(mass.sum()), row.whole_total(temperature)))
+            kept = float(mass.sum())
+            # without a cut the two are one number, which the float32 sums of the row would blur
+            totals.append((kept, row.whole_total(temperature) if row.restricted else kept))
     check_status(status)
     kept_total, total = torch.tensor(totals, dtype=torch.float64).reshape(-1, 2).unbind(-1)
     return _Laws(weights, kept_total, total, torch.tensor(status, dtype=torch.int8))
@@ -170,7 +172,10 @@ def _laws_of_batch(call: Call) -> _Laws:
     fine = (resolved.status == OK)[:, None]
     wide = call.logits.to(compute_dtype(call.logits.dtype)).masked_fill(~fine, 0.0)
     greedy = (call.temperature == 0)[:, None]
-    heat = torch.where(fine & ~greedy, call.temperature[:, None], 1.0).to(wide.dtype)
+    # a temperature that float32 takes for 0 or inf would make NaN
+    numbers = torch.finfo(wide.dtype)
+    heat = call.temperature[:, None].clamp(numbers.tiny, numbers.max)
+    heat = torch.where(fine & ~greedy, heat, 1.0).to(wide.dtype)
     inside = mask(wide, resolved.support)
     maximum = inside.amax(-1, keepdim=True)
     weights = torch.where(fine, torch.exp((inside - maximum) / heat), 0.0)

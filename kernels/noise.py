@@ -16,7 +16,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -101,8 +101,9 @@ class Noise:
         if sequence is None:
             sequence = torch.arange(rows, device=device)
         elif rows > 1 and not (isinstance(sequence, Tensor) and sequence.ndim):
+            one = _host("sequence", sequence, 0, MAX_SEQUENCE)
             raise ValueError(
-                f"one sequence ({int(sequence)}) for {rows} rows would draw the same tokens in "
+                f"one sequence ({one}) for {rows} rows would draw the same tokens in "
                 f"each; pass an int64 tensor [{rows}]"
             )
         if seed is None:
@@ -239,8 +240,11 @@ def _beside(name: str, value: int | Tensor, index: Tensor, high: int) -> int | T
     return value[:, None] if value.ndim == 1 else value
 
 
-def _host(name: str, value: int, low: int, high: int) -> int:
-    number = operator.index(value)
+def _host(name: str, value: SupportsIndex, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer or an int64 tensor, got {value!r}") from None
     if not low <= number <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], got {number}")
     return number

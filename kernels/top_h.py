@@ -27,7 +27,8 @@ from .support import Support, prefix_support, sorted_tokens
 
 # TopHLogitsWarper.top_n
 TRANSFORMERS_HEAD = 100
-# nats: float32 sums of a row are good to about 1e-6; closer to the bound they are redone in float64
+# nats: float32 sums of a row are good to that, at worst over a flat tail; closer to the bound they
+# are redone in float64
 RECHECKED = 3e-6
 
 

@@ -15,7 +15,7 @@ from .prefix_search import longest_prefix
 from .row_stats import Row
 from .support import Support, prefix_support, sorted_tokens
 
-# float32 sums of a row are good to about 1e-6; closer to the bound they are redone in float64
+# float32 sums of a row are good to that share; closer to the bound they are redone in float64
 RECHECKED = 3e-6
 
 

@@ -214,6 +214,16 @@ def test_bench_kernels_prints_and_writes_every_case(call, tmp_path):
     assert {line["batch"] for line in written} == {1, 2}
 
 
+@pytest.mark.parametrize(
+    "command", [("kernels", "--out"), ("spec", "--json"), ("spec", "--csv")], ids=" ".join
+)
+def test_a_results_file_without_a_folder_is_refused_before_measuring(call, monkeypatch, command):
+    monkeypatch.setattr("warpdraft.bench.bench_truncation.run", None)
+    monkeypatch.setattr("warpdraft.bench.bench_speculation.measure", None)
+    name, option = command
+    assert_one_line(call("bench", name, option, "no/such/folder/out.csv"), "no/such/folder")
+
+
 def test_bench_kernels_runs_on_the_cpu_only(call):
     assert_one_line(call("bench", "kernels", "--device", "cuda"), "--device cuda")
 

@@ -235,8 +235,9 @@ def test_streams_must_be_int64_of_the_rows(field):
         Noise.create(2, **{field: torch.arange(3)}, device="cpu")
     with pytest.raises(TypeError, match=f"{field} must be an int64 tensor, got torch.int32"):
         Noise.create(2, **{field: torch.arange(2).int()}, device="cpu")
-    with pytest.raises(TypeError, match="float"):
-        Noise.create(1, **{field: 1.5}, device="cpu")
+    for wrong in (1.5, "1", [1]):
+        with pytest.raises(TypeError, match=f"{field} must be an integer or an int64 tensor"):
+            Noise.create(1, **{field: wrong}, device="cpu")
 
 
 @pytest.mark.parametrize("sequence", [5, torch.tensor(5)], ids=["int", "tensor"])

@@ -83,6 +83,22 @@ def test_both_forms_have_one_law(rules):
         assert torch.allclose(ours.double(), theirs.double(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6, 1e6, 1e40])
+def test_any_temperature_has_a_law(temperature):
+    logits = torch.tensor([[1.0, 0.5, -torch.inf, 1.0]])
+    call = Call.create(logits, [], temperature)
+    middle = 1.0 if temperature > 1 else 0.0
+    for laws in (_laws_of_rows(call), _laws_of_batch(call)):
+        assert torch.allclose(laws.weights, torch.tensor([[1.0, middle, 0.0, 1.0]]))
+        assert torch.allclose(laws.kept_total, torch.tensor([2.0 + middle]).double())
+
+
+def test_without_rules_all_mass_is_kept():
+    logits = torch.cat([row_of(kind, 8193) for kind in KINDS])
+    for temperature in (0.7, 1.0, 1.9):
+        assert (sample(logits, temperature=temperature, seed=1).kept_mass == 1).all()
+
+
 def test_greedy_is_certain():
     logits = torch.tensor([[0.0, 2.0, 2.0], [5.0, -1.0, 2.0]])
     drawn = sample(logits, [TopH(0.4)], temperature=0.0)

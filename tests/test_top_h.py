@@ -60,6 +60,20 @@ def test_an_almost_certain_row_is_measured_exactly():
     assert len(kept(logits, TopH(0.4))) == 1 + round(0.4 * 63)
 
 
+@pytest.mark.parametrize("maximum", [2.3, 17.3, 30.1])
+def test_next_to_the_bound_float64_decides(maximum):
+    # float32 sums are off by about 1e-6 here; the bound passes 1e-8 beside a score
+    row = torch.full((1, 20_000), maximum - 11.7)
+    row[0, 5] = maximum
+    levels = (row[0].double() - row[0].double().max()).sort(descending=True).values
+    weights = levels.exp()
+    entropy = weights.cumsum(0).log() - (weights * levels).cumsum(0) / weights.cumsum(0)
+    for count in (10, 500, 3000):
+        alpha = float(entropy[count - 1] / entropy[-1])
+        assert len(kept(row, TopH(alpha * (1 + 1e-8)))) == count
+        assert len(kept(row, TopH(alpha * (1 - 1e-8)))) == count - 1
+
+
 @pytest.mark.parametrize("alpha", [1.0, 1.5, float("inf")])
 def test_alpha_one_keeps_everything_finite(alpha):
     logits = torch.randn(1, 9000)

@@ -306,6 +306,17 @@ def test_no_rules_keep_everything():
     assert torch.equal(truncate(logits, []), logits)
 
 
+def test_the_least_finite_logit_is_cut_like_any_other():
+    # what attention and suppression masks often write instead of -inf
+    least = torch.finfo(torch.float32).min
+    logits = torch.tensor([[least] * 6, [0.0, 1.0, *[least] * 4]])
+    rules = [TopK(4), TopNSigma(3.0), TopK(3)]
+    batch = mask(logits, Call.create(logits, rules, 1.0).resolve_batch().support)
+    assert torch.equal(truncate(logits, rules), batch)
+    assert torch.equal(kept(logits, rules).sum(-1), torch.tensor([3, 3]))
+    assert torch.equal(kept(logits[:1], [TopK(4), TopP(0.5)]).sum(-1), torch.tensor([2]))
+
+
 def test_an_empty_batch():
     assert truncate(torch.empty(0, 5), TopH(0.4)).shape == (0, 5)
     assert resolve(torch.empty(0, 5), TopH(0.4)).support.value.shape == (0,)

@@ -34,6 +34,12 @@ def test_a_rule_after_it_measures_from_the_largest_kept_logit():
     assert kept(logits, [MinP(0.9), Typical(0.5)]) == [0]
 
 
+def test_tokens_without_mass_keep_their_distances():
+    # at this temperature the weights of all but the first token are 0
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0]])
+    assert kept(logits, Typical(0.9, min_tokens_to_keep=2), 1e-6) == [0, 1]
+
+
 def test_only_whole_groups():
     with pytest.raises(ValueError, match="ties='all'"):
         Typical(0.9, ties="lowest_id")
