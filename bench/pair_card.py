@@ -51,7 +51,7 @@ these, and the losses by time.
 |---|---|
 {stages}
 
-Training took {target_minutes:.0f} minutes (target) and {draft_minutes:.0f} minutes (draft) on two shared cores.
+{note}Training took {target_minutes:.0f} minutes (target) and {draft_minutes:.0f} minutes (draft) on two shared cores.
 
 ## Figures on the held-out files
 
@@ -82,6 +82,7 @@ def model_card(record: dict[str, Any], *, vocab: int, context: int) -> str:
     return _CARD.format(
         **record["corpus"] | {"characters": record["corpus"]["characters"] / 1e6},
         seed=record["seed"],
+        note=record.get("note", "") and record["note"] + "\n\n",
         vocab=vocab,
         context=context,
         table="\n".join(_compare(runs, key) for key in ("parameters", "steps", "seconds")),

@@ -217,9 +217,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for the pair")
     parser.add_argument("--work-dir", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--seed", type=int, default=2026)
-    parser.add_argument("--target-minutes", type=float, default=38)
-    parser.add_argument("--lesson-minutes", type=float, default=5)
-    parser.add_argument("--draft-minutes", type=float, default=18)
+    parser.add_argument("--target-minutes", type=float, default=68)
+    parser.add_argument("--lesson-minutes", type=float, default=3)
+    parser.add_argument("--draft-minutes", type=float, default=12)
     return parser.parse_args()
 
 
