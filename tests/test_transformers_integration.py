@@ -838,10 +838,12 @@ def fresh_module():
 
 
 def test_an_old_transformers_is_named(monkeypatch):
-    monkeypatch.setattr(integration.transformers, "__version__", "5.15.2")
+    # what an import statement finds, which need not be the object that earlier imports bound
+    found = sys.modules["transformers"]
+    monkeypatch.setattr(found, "__version__", "5.15.2")
     with pytest.raises(ImportError, match=r"5\.16 or newer, found 5\.15\.2"):
         fresh_module()
-    monkeypatch.setattr(integration.transformers, "__version__", "5.16.0.dev0")
+    monkeypatch.setattr(found, "__version__", "5.16.0.dev0")
     assert fresh_module().generate is not None
 
 
