@@ -8,12 +8,14 @@ is the built-in target; the prompts are its held-out ones.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from warpdraft.builtin_pair import held_out_prompts, load_builtin_pair
-from warpdraft.integrations.transformers import generate
+from warpdraft.integrations.transformers import SpeculativeOutput, generate
 from warpdraft.statistics import GenerationStats
 
 SETTINGS = (
@@ -40,11 +42,10 @@ def acceptance(
         return_tensors="pt",
         return_token_type_ids=False,
     )
+    arguments: dict[str, Any] = {**prompts, "top_p": 1.0, **setting}
     output = generate(
         model,
         model,
-        **prompts,
-        **{"top_p": 1.0, **setting},
         num_drafts=num_drafts,
         draft_length=4,
         do_sample=True,
@@ -52,8 +53,10 @@ def acceptance(
         max_new_tokens=NEW_TOKENS,
         return_dict_in_generate=True,
         seed=0,
+        **arguments,
     )
-    stats: GenerationStats = output.stats  # type: ignore[union-attr]
+    stats = cast("SpeculativeOutput", output).stats
+    assert stats is not None
     return stats
 
 

@@ -26,7 +26,7 @@ def kept_by_released_code(logits: Tensor, temperature: float) -> Tensor:
     """Tokens kept by the authors' code: -p log p of the 100 likeliest, summed up to alpha of its total."""
     probs = torch.softmax(logits.double() / temperature, dim=-1).topk(100).values
     surprise = -torch.special.xlogy(probs, probs)
-    kept = surprise.cumsum(-1) <= ALPHA * surprise.sum(-1, keepdim=True)
+    kept: Tensor = surprise.cumsum(-1) <= ALPHA * surprise.sum(-1, keepdim=True)
     return kept.sum(-1).clamp_min(1)
 
 
