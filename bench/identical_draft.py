@@ -11,11 +11,8 @@ from __future__ import annotations
 import sys
 from typing import Any, cast
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
-
-from warpdraft.builtin_pair import held_out_prompts, load_builtin_pair
+from warpdraft.bench.model_pair import ModelPair, load_pair
+from warpdraft.builtin_pair import held_out_prompts
 from warpdraft.integrations.transformers import SpeculativeOutput, generate
 from warpdraft.statistics import GenerationStats
 
@@ -29,24 +26,13 @@ PROMPTS = 10
 NEW_TOKENS = 64
 
 
-def acceptance(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    num_drafts: int,
-    setting: dict[str, float],
-) -> GenerationStats:
+def acceptance(pair: ModelPair, num_drafts: int, setting: dict[str, float]) -> GenerationStats:
     """One batch of prompts, drafted and verified by the same model."""
-    prompts = tokenizer(
-        held_out_prompts()[:PROMPTS],
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-        return_token_type_ids=False,
-    )
+    prompts = pair.encode(held_out_prompts()[:PROMPTS], raw=True)
     arguments: dict[str, Any] = {**prompts, "top_p": 1.0, **setting}
     output = generate(
-        model,
-        model,
+        pair.target,
+        pair.target,
         num_drafts=num_drafts,
         draft_length=4,
         do_sample=True,
@@ -63,17 +49,16 @@ def acceptance(
 
 def main() -> None:
     """Print the table."""
-    logging.disable_progress_bar()
     print("| identical draft | K | " + " | ".join(map(_name, SETTINGS)) + " |")
     print("|---|---|" + "---|" * len(SETTINGS))
     fewest = sys.maxsize
-    for dtype in (torch.float32, torch.bfloat16):
-        pair = load_builtin_pair(dtype=dtype)
+    for dtype in ("float32", "bfloat16"):
+        pair = load_pair(dtype=dtype)
         for num_drafts in (1, 4):
-            runs = [acceptance(pair.target, pair.tokenizer, num_drafts, each) for each in SETTINGS]
+            runs = [acceptance(pair, num_drafts, each) for each in SETTINGS]
             fewest = min(fewest, *(run.drafted_tokens for run in runs))
             cells = (f"{run.acceptance_rate:.4f}" for run in runs)
-            print(f"| {str(dtype).removeprefix('torch.')} | {num_drafts} | {' | '.join(cells)} |")
+            print(f"| {dtype} | {num_drafts} | {' | '.join(cells)} |")
     print(f"\n{fewest:,} drafted tokens or more a cell")
 
 

@@ -45,15 +45,11 @@ class Texts:
         return self.token_ids.gather(1, index)
 
     def prefixes(self, rows: Tensor, drafted: Tensor) -> Prefixes:
-        """Each of the rows, continued by its drafted tokens `[len(rows), depth]`."""
+        """Each of the rows, which have not `ended`, continued by its drafted tokens `[len(rows), depth]`."""
         lengths, depth = self.lengths[rows], drafted.shape[1]
         token_ids = self.token_ids[rows]
-        if depth > 0:
-            # drafted tokens past the end of the buffer belong to nodes whose tokens could not be emitted anyway
-            spare = token_ids.new_zeros(len(rows), depth)
-            token_ids = torch.cat([token_ids, spare], dim=1)
-            index = lengths[:, None] + torch.arange(depth, device=lengths.device)
-            token_ids.scatter_(1, index, drafted)
+        index = lengths[:, None] + torch.arange(depth, device=lengths.device)
+        token_ids.scatter_(1, index, drafted)
         return Prefixes(token_ids, lengths + depth, rows, len(self.lengths))
 
     def ended(self, rows: Tensor, drafted: Tensor) -> Tensor:
