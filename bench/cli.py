@@ -1,4 +1,4 @@
-"""The command line: `warpdraft generate`, `warpdraft env`, `warpdraft bench kernels`, `warpdraft bench spec`.
+"""The command line: `warpdraft generate`, `verify`, `env`, `bench kernels`, `bench spec` and `bench verifiers`.
 
 torch and transformers are imported inside the commands, so that `warpdraft --help` answers at once.
 """
@@ -15,6 +15,8 @@ from .env_command import env
 from .generate_command import generate
 from .kernels_command import kernels
 from .speculation_command import speculation
+from .verifiers_command import verifiers
+from .verify_command import verify
 
 USAGE_ERROR = 2
 
@@ -27,19 +29,24 @@ app = typer.Typer(
 bench_app = typer.Typer(help="Benchmarks that print how they were run.")
 app.add_typer(bench_app, name="bench")
 app.command("generate")(generate)
+app.command("verify")(verify)
 app.command("env")(env)
 bench_app.command("kernels")(kernels)
 bench_app.command("spec")(speculation)
+bench_app.command("verifiers")(verifiers)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and turn every foreseeable failure into one line on stderr.
 
     Returns:
-        The exit code: 0, 2 for bad input, 130 for Ctrl-C. Anything unforeseen keeps its traceback.
+        The exit code: 0, 1 for a failed certificate, 2 for bad input, 130 for Ctrl-C. Anything unforeseen keeps its
+        traceback.
     """
-    # typer returns 130 for Ctrl-C and 0 after the help, which is also the answer to no arguments
-    arguments = list(arguments) or ["--help"]
+    # typer returns 130 for Ctrl-C and 0 after the help, which is also the answer to no command
+    arguments = list(arguments)
+    if arguments in ([], ["bench"]):
+        arguments.append("--help")
     try:
         return app(arguments, prog_name="warpdraft", standalone_mode=False) or 0
     except typer.TyperException as error:

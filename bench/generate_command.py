@@ -13,8 +13,14 @@ from .options import (
     Device,
     DraftModel,
     Dtype,
+    LayoutName,
     MinPShare,
     Model,
+    NodeBudget,
+    NumTop,
+    SelectorName,
+    SkippedLayers,
+    StructureName,
     Temperature,
     TopHAlpha,
     TopHVariant,
@@ -37,7 +43,9 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Longest continuation.", metavar="N")] = 128,
     num_drafts: Annotated[int, typer.Option(help="Draft paths a target call.", metavar="K")] = 4,
     draft_length: Annotated[int, typer.Option(help="Tokens a draft path.", metavar="L")] = 4,
-    verifier: Annotated[str, typer.Option(help="How drafted tokens are accepted.")] = "k_seq",
+    verifier: Annotated[
+        str, typer.Option(help="How drafted tokens are accepted.")
+    ] = "optimal_block",
     seed: Annotated[
         int | None, typer.Option(help="Replays a run.", show_default="a new one, printed")
     ] = None,
@@ -47,8 +55,14 @@ def generate(
     ] = False,
     model: Model = None,
     draft_model: DraftModel = None,
+    skip: SkippedLayers = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    selector: SelectorName = None,
+    num_top: NumTop = None,
+    structure: StructureName = "paths",
+    node_budget: NodeBudget = None,
+    layout: LayoutName = "auto",
     temperature: Temperature = 1.0,
     top_h: TopHAlpha = None,
     top_h_variant: TopHVariant = "paper",
@@ -70,8 +84,17 @@ def generate(
 
         rules = rules_in_order(top_h, top_h_variant, top_k, top_p, min_p)
         sampling = Sampling(rules, temperature, max_new_tokens, seed)
-        speculation = Speculation(num_drafts, draft_length, verifier)
-        pair = load_pair(model, draft_model, device=device, dtype=dtype)
+        speculation = Speculation(
+            num_drafts,
+            draft_length,
+            verifier,
+            selector=selector,
+            num_top=num_top,
+            structure=structure,
+            node_budget=node_budget,
+            layout=layout,
+        )
+        pair = load_pair(model, draft_model, skip=skip or (), device=device, dtype=dtype)
         inputs = pair.encode([prompt], raw=raw)
         streamer = StdoutStreamer(pair.tokenizer, skip_prompt=pair.is_chat and not raw)
 

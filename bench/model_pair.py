@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,7 @@ def load_pair(
     model: str | None = None,
     draft_model: str | None = None,
     *,
+    skip: Sequence[int] = (),
     device: str = "cpu",
     dtype: str | None = None,
 ) -> ModelPair:
@@ -79,13 +81,14 @@ def load_pair(
     Args:
         model: Hugging Face folder or name of the target; None takes the built-in pair.
         draft_model: folder or name of the draft; None beside a `model` leaves the target alone.
+        skip: draft with the target itself without these layers.
         device: a torch device.
         dtype: "float32", "bfloat16" or "float16"; None takes float32 on a CPU and the
             checkpoint's own elsewhere.
 
     Raises:
         ValueError: an unknown or absent device or dtype, a draft without a target, two tokenizers
-            that differ.
+            that differ, a draft model and layers to skip, layers that are not there.
         OSError: no such model.
     """
     if dtype is not None and dtype not in DTYPES:
@@ -95,14 +98,35 @@ def load_pair(
     if model is None:
         if draft_model is not None:
             raise ValueError(f"a draft model needs its target: --model, got only {draft_model!r}")
-        return built_in(place, dtype)
+        return with_layers_skipped(built_in(place, dtype), skip)
+    if skip and draft_model is not None:
+        raise ValueError(
+            f"--skip makes a draft of the target: leave out --draft-model {draft_model}"
+        )
     target = load_model(model, place, dtype)
     tokenizer = load_tokenizer(model)
+    if skip:
+        return with_layers_skipped(ModelPair(target, None, tokenizer, place, model), skip)
     if draft_model is None:
         return ModelPair(target, None, tokenizer, place, model)
     draft = load_model(draft_model, place, dtype)
     check_tokenizers(tokenizer, load_tokenizer(draft_model), model, draft_model)
     return ModelPair(target, draft, tokenizer, place, f"{model} with {draft_model}")
+
+
+def with_layers_skipped(pair: ModelPair, skip: Sequence[int]) -> ModelPair:
+    """The pair, its draft the target without these layers; as it is for none."""
+    if not skip:
+        return pair
+    from .layer_skipping import layer_skipped_draft
+
+    name = "the built-in target" if pair.name == BUILT_IN else pair.name
+    layers = ", ".join(map(str, sorted(skip)))
+    return replace(
+        pair,
+        draft=layer_skipped_draft(pair.target, skip),
+        name=f"{name} with itself without layers {layers}",
+    )
 
 
 def built_in(device: torch.device, dtype: str | None) -> ModelPair:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from warpdraft.rules import Rule
 
 MODELS = "Models"
+DRAFTS = "Drafts"
 SAMPLING = "Sampling, applied in this order"
 
 Model = Annotated[
@@ -35,6 +36,15 @@ DraftModel = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+SkippedLayers = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--skip",
+        help="Draft with the target without this layer; may be repeated.",
+        metavar="LAYER",
+        rich_help_panel=MODELS,
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.", rich_help_panel=MODELS)]
 Dtype = Annotated[
     str | None,
@@ -42,6 +52,48 @@ Dtype = Annotated[
         help="float32, bfloat16 or float16.",
         show_default="float32 on a CPU, else the checkpoint's",
         rich_help_panel=MODELS,
+    ),
+]
+
+SelectorName = Annotated[
+    Literal["clip", "lex"] | None,
+    typer.Option(
+        "--selector",
+        help="Selection law of the optimal verifiers.",
+        show_default="the verifier's own",
+        rich_help_panel=DRAFTS,
+    ),
+]
+NumTop = Annotated[
+    int | None,
+    typer.Option(
+        help="So many of the root's candidates are the draft's most likely tokens.",
+        metavar="M",
+        show_default="the verifier's own",
+        rich_help_panel=DRAFTS,
+    ),
+]
+StructureName = Annotated[
+    Literal["paths", "rollover"],
+    typer.Option(
+        "--structure",
+        help="Separate paths, or a tree whose duplicates buy further draws.",
+        rich_help_panel=DRAFTS,
+    ),
+]
+NodeBudget = Annotated[
+    int | None,
+    typer.Option(
+        help="The most nodes of a rollover tree.",
+        metavar="N",
+        show_default="K L",
+        rich_help_panel=DRAFTS,
+    ),
+]
+LayoutName = Annotated[
+    Literal["auto", "paths", "tree"],
+    typer.Option(
+        "--layout", help="How the models hold the drafts of a text.", rich_help_panel=DRAFTS
     ),
 ]
 

@@ -1,24 +1,28 @@
-"""`warpdraft bench spec`: block efficiency of the verifiers, as a table, JSON or CSV."""
+"""`warpdraft bench spec`: block efficiency of the verifiers, as a table, JSON, CSV or plot."""
 
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from .console import progress_bar, stdout, table, working
 from .options import (
+    DRAFTS,
     Device,
     DraftModel,
     Dtype,
+    LayoutName,
     MinPShare,
     Model,
+    NodeBudget,
+    NumTop,
+    SkippedLayers,
     Temperature,
     TopHAlpha,
     TopHVariant,
@@ -28,24 +32,50 @@ from .options import (
     rules_in_order,
     whole_numbers,
 )
+from .prompts import prompts_for
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
+
+    from warpdraft.structures import Structure
+    from warpdraft.verification import Selector
 
     from .bench_speculation import Measurement
 
 
 def speculation(
-    verifier: Annotated[str, typer.Option(help="One or more, separated by commas.")] = "k_seq",
+    verifier: Annotated[
+        str, typer.Option(help="all, or one or more, separated by commas.", metavar="NAME,...")
+    ] = "optimal_block",
     num_drafts: Annotated[
         str, typer.Option(help="Draft paths a target call.", metavar="K,...")
     ] = "1,2,4,8",
     draft_length: Annotated[
         str, typer.Option(help="Tokens a draft path.", metavar="L,...")
     ] = "4,8",
+    selector: Annotated[
+        str | None,
+        typer.Option(
+            help="clip, lex or both, separated by commas.",
+            show_default="the verifier's own",
+            metavar="NAME,...",
+            rich_help_panel=DRAFTS,
+        ),
+    ] = None,
+    structure: Annotated[
+        str,
+        typer.Option(
+            help="paths, rollover or both, separated by commas.",
+            metavar="NAME,...",
+            rich_help_panel=DRAFTS,
+        ),
+    ] = "paths",
     prompts: Annotated[
-        int, typer.Option(min=1, help="So many of the built-in held-out prompts.", metavar="N")
-    ] = 50,
+        int | None,
+        typer.Option(min=2, help="So many of the prompts.", metavar="N", show_default="all"),
+    ] = None,
     prompt_file: Annotated[
         Path | None, typer.Option(help="Prompts of your own instead, one a line.")
     ] = None,
@@ -54,10 +84,17 @@ def speculation(
     seed: Annotated[int, typer.Option(help="The i-th call takes this plus i.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write JSON here.")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Also write CSV here.")] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Also draw block efficiency over K here (PNG).")
+    ] = None,
     model: Model = None,
     draft_model: DraftModel = None,
+    skip: SkippedLayers = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    num_top: NumTop = None,
+    node_budget: NodeBudget = None,
+    layout: LayoutName = "auto",
     temperature: Temperature = 1.0,
     top_h: TopHAlpha = None,
     top_h_variant: TopHVariant = "paper",
@@ -65,9 +102,10 @@ def speculation(
     top_p: TopPMass = None,
     min_p: MinPShare = None,
 ) -> None:
-    """Measure block efficiency over verifiers, draft paths and draft lengths.
+    """Measure block efficiency and speed over verifiers, draft paths and draft lengths.
 
-    Every setting continues the same prompts; plain sampling comes first.
+    Every setting continues the same prompts; plain sampling comes first. Combinations that a verifier does not take
+    are left out.
     """
     drafts, lengths = (
         whole_numbers("--num-drafts", num_drafts),
@@ -75,60 +113,63 @@ def speculation(
     )
     check_folder("--json", json_file)
     check_folder("--csv", csv_file)
+    check_folder("--plot", plot_file)
     with working("Loading torch and the models"):
-        from .bench_speculation import measure
+        from .bench_speculation import PLAIN, measure, recommendation, settings
         from .model_pair import load_pair
-        from .strategies import Sampling, Speculation
+        from .strategies import Sampling
 
         rules = rules_in_order(top_h, top_h_variant, top_k, top_p, min_p)
         sampling = Sampling(rules, temperature, max_new_tokens, seed)
-        settings = [
-            Speculation(paths, length, name)
-            for name, length, paths in itertools.product(verifier.split(","), lengths, drafts)
-        ]
-        pair = load_pair(model, draft_model, device=device, dtype=dtype)
+        asked = settings(
+            verifier.split(","),
+            drafts,
+            lengths,
+            selectors=cast("list[Selector | None]", selector.split(",") if selector else [None]),
+            structures=cast("list[Structure]", structure.split(",")),
+            template=replace(PLAIN, num_top=num_top, node_budget=node_budget, layout=layout),
+        )
+        pair = load_pair(model, draft_model, skip=skip or (), device=device, dtype=dtype)
         if pair.draft is None:
-            raise ValueError("the benchmark needs a draft model: --draft-model")
-        texts = read_prompts(prompt_file, prompts)
+            raise ValueError("the benchmark needs a draft model: --draft-model or --skip")
+        texts = prompts_for(pair.name, prompt_file, prompts)
 
     measurements = []
-    calls = (1 + len(settings)) * math.ceil(len(texts) / batch_size)
+    calls = (1 + len(asked)) * math.ceil(len(texts) / batch_size)
     with progress_bar() as progress:
         task = progress.add_task("warming up", total=calls)
         for measurement in measure(
             pair,
             texts,
             sampling,
-            settings,
+            asked,
             batch_size=batch_size,
             on_call=lambda strategy: progress.update(task, advance=1, description=strategy),
         ):
             measurements.append(measurement)
     title = f"{pair.name}, {len(texts)} prompts, {max_new_tokens} new tokens, {sampling}"
     stdout.print(result_table(measurements, title))
+    stdout.print("\n".join(recommendation(measurements)), markup=False)
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(line) for line in measurements], indent=1) + "\n")
     if csv_file is not None:
-        with csv_file.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(asdict(measurements[0])))
-            writer.writeheader()
-            writer.writerows(asdict(line) for line in measurements)
+        write_csv(measurements, csv_file)
+    if plot_file is not None:
+        from .plots import plot_block_efficiency
+
+        plot_block_efficiency(measurements, plot_file, title)
 
 
-def read_prompts(file: Path | None, count: int) -> list[str]:
-    """The first `count` built-in held-out prompts, or every line of a file that is not blank.
-
-    Raises:
-        ValueError: fewer prompts than asked for.
-    """
-    if file is not None:
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    from warpdraft.builtin_pair import held_out_prompts
-
-    prompts = held_out_prompts()
-    if count > len(prompts):
-        raise ValueError(f"there are {len(prompts)} held-out prompts, got --prompts {count}")
-    return prompts[:count]
+def write_csv(measurements: Sequence[Measurement], file: Path) -> None:
+    """A line a setting; rates by position and seconds by stage are JSON."""
+    lines = [asdict(line) for line in measurements]
+    for line in lines:
+        for column in ("acceptance_by_position", "seconds"):
+            line[column] = json.dumps(line[column])
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
 
 
 def result_table(measurements: list[Measurement], title: str) -> Table:
@@ -138,7 +179,9 @@ def result_table(measurements: list[Measurement], title: str) -> Table:
         "K",
         "L",
         "block efficiency",
-        "acceptance rate",
+        "accepted by position",
+        "alpha*",
+        "draft/target/verify, %",
         "tokens/s",
         "ratio to plain",
         title=title,
@@ -146,12 +189,24 @@ def result_table(measurements: list[Measurement], title: str) -> Table:
     for line in measurements:
         drafted = line.num_drafts > 0
         rows.add_row(
-            line.verifier,
+            line.label,
             str(line.num_drafts) if drafted else "",
             str(line.draft_length) if drafted else "",
             f"{line.block_efficiency:.3f} ± {line.block_efficiency_error:.3f}",
-            "" if line.acceptance_rate is None else f"{line.acceptance_rate:.3f}",
+            " ".join(
+                f"{rate:.2f}"[1:] if rate < 1 else "1" for rate in line.acceptance_by_position
+            ),
+            "" if line.optimal_acceptance is None else f"{line.optimal_acceptance:.3f}",
+            time_split(line.seconds) if drafted else "",
             f"{line.tokens_per_second:.1f}",
             f"{line.ratio_to_plain:.2f}",
         )
     return rows
+
+
+def time_split(seconds: dict[str, float]) -> str:
+    """The share of each stage of a block in the time of all of them."""
+    whole = sum(seconds.values())
+    return "/".join(
+        f"{100 * seconds[stage] / whole:.0f}" for stage in ("draft", "target", "verify")
+    )

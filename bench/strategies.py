@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import BatchEncoding
+    from transformers import BatchEncoding, PreTrainedModel
     from transformers.generation.streamers import BaseStreamer
 
+    from warpdraft.laws import LawPipeline
     from warpdraft.rules import Rule
+    from warpdraft.statistics import GenerationStats
+    from warpdraft.structures import Structure
+    from warpdraft.tree_mask import Layout
+    from warpdraft.verification import Selector, Verifier
 
     from .model_pair import ModelPair
 
@@ -46,28 +51,100 @@ class Sampling:
         return arguments | {"temperature": self.temperature, "top_k": 0, "top_p": 1.0}
 
 
+def law_pipeline(sampling: Sampling) -> LawPipeline:
+    """The law of a sampling for our own loop: temperature, then the rules."""
+    from transformers import TemperatureLogitsWarper
+
+    from warpdraft.laws import LawPipeline
+    from warpdraft.processors import ProcessorStack
+
+    if sampling.temperature == 0:
+        return LawPipeline(greedy=True)
+    heat = [TemperatureLogitsWarper(sampling.temperature)]
+    return LawPipeline(ProcessorStack([] if sampling.temperature == 1 else heat), sampling.rules)
+
+
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """How to draft and verify."""
+    """How to draft and verify, as `SpeculativeDecoding` takes it."""
 
     num_drafts: int
     draft_length: int
     verifier: str
+    selector: Selector | None = None
+    num_top: int | None = None
+    structure: Structure = "paths"
+    node_budget: int | None = None
+    layout: Layout = "auto"
 
     def __str__(self) -> str:
-        return f"{self.verifier}, {self.num_drafts} x {self.draft_length}"
+        return f"{self.label}, {self.num_drafts} x {self.draft_length}"
+
+    @property
+    def label(self) -> str:
+        """The verifier and every option that is not its default."""
+        options = [
+            self.selector,
+            None if self.num_top is None else f"top {self.num_top}",
+            None if self.structure == "paths" else self.structure,
+            None if self.node_budget is None else f"{self.node_budget} nodes",
+            None if self.layout == "auto" else f"laid out as {self.layout}",
+        ]
+        return " ".join([self.verifier, *filter(None, options)])
+
+    def make_verifier(self) -> Verifier:
+        """The verifier with its options; ValueError for an unknown name or option."""
+        from warpdraft.verification import get_verifier
+
+        return get_verifier(self.verifier, selector=self.selector, num_top=self.num_top)
+
+    def loop_arguments(self) -> dict[str, Any]:
+        """The arguments of the loop, all but the verifier."""
+        return {
+            "num_drafts": self.num_drafts,
+            "draft_length": self.draft_length,
+            "structure": self.structure,
+            "node_budget": self.node_budget,
+            "layout": self.layout,
+        }
+
+    def check(self) -> None:
+        """ValueError where the options do not fit each other."""
+        from warpdraft.loop import LoopOptions
+
+        verifier = self.make_verifier()
+        LoopOptions(max_length=0, pad_token_id=0, verifier=verifier, **self.loop_arguments())
+        if self.verifier == "block" and self.num_drafts > 1:
+            raise ValueError(f'verifier "block" takes one draft path, got {self.num_drafts}')
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one call of one strategy wrote and what it cost, summed over the rows of its batch."""
+    """What one call of one strategy wrote and what it cost.
+
+    Attributes:
+        strategy: its name.
+        tokens_by_row: new tokens of every text of the batch.
+        calls_by_row: target calls that each of them took part in.
+        seconds: wall time of the call.
+        stats: of warpdraft's loop.
+    """
 
     strategy: str
-    tokens: int
-    target_calls: int
+    tokens_by_row: list[int]
+    calls_by_row: list[int]
     seconds: float
-    drafted: int = 0
-    accepted: int = 0
+    stats: GenerationStats | None = None
+
+    @property
+    def tokens(self) -> int:
+        """New tokens of all texts."""
+        return sum(self.tokens_by_row)
+
+    @property
+    def target_calls(self) -> int:
+        """Target calls of all texts."""
+        return sum(self.calls_by_row)
 
     @property
     def block_efficiency(self) -> float:
@@ -77,7 +154,9 @@ class Run:
     @property
     def acceptance_rate(self) -> float | None:
         """Accepted drafted tokens / drafted tokens of one path; None where nobody counted."""
-        return self.accepted / self.drafted if self.drafted else None
+        if self.stats is None or self.stats.drafted_tokens == 0:
+            return None
+        return self.stats.acceptance_rate
 
     @property
     def tokens_per_second(self) -> float:
@@ -92,8 +171,18 @@ def run_warpdraft(
     speculation: Speculation,
     *,
     streamer: BaseStreamer | None = None,
+    verifier: Verifier | None = None,
 ) -> Run:
-    """warpdraft's loop: speculation with a draft model, fused sampling without one."""
+    """warpdraft's loop: speculation with a draft model, fused sampling without one.
+
+    Args:
+        pair: the models.
+        inputs: encoded prompts.
+        sampling: the law.
+        speculation: how to draft and verify.
+        streamer: gets the text of one prompt.
+        verifier: takes the place of the one that `speculation` names.
+    """
     from warpdraft.integrations.transformers import SpeculativeOutput, generate
 
     start = time.perf_counter()
@@ -103,9 +192,8 @@ def run_warpdraft(
         **inputs,
         **sampling.generate_arguments(),
         rules=sampling.rules,
-        num_drafts=speculation.num_drafts,
-        draft_length=speculation.draft_length,
-        verifier=speculation.verifier,
+        **speculation.loop_arguments(),
+        verifier=verifier or speculation.make_verifier(),
         seed=sampling.seed,
         streamer=streamer,
         return_dict_in_generate=True,
@@ -114,14 +202,7 @@ def run_warpdraft(
     assert isinstance(output, SpeculativeOutput)
     stats = output.stats
     assert stats is not None
-    return Run(
-        "warpdraft",
-        stats.emitted_tokens,
-        stats.target_calls,
-        seconds,
-        stats.drafted_tokens,
-        stats.accepted_tokens,
-    )
+    return Run("warpdraft", stats.emitted_tokens_by_row, stats.target_calls_by_row, seconds, stats)
 
 
 def run_plain(pair: ModelPair, inputs: BatchEncoding, sampling: Sampling) -> Run:
@@ -151,13 +232,13 @@ def run_assisted(
         )
     finally:
         pair.draft.generation_config = usual
-    return Run("assisted generation", tokens, calls, seconds)
+    return Run("assisted generation", tokens, [calls], seconds)
 
 
 def run_transformers(
     pair: ModelPair, inputs: BatchEncoding, sampling: Sampling, **extra: Any
-) -> tuple[int, int, float]:
-    """One call of `model.generate`: emitted tokens, forward passes of the target, seconds."""
+) -> tuple[list[int], int, float]:
+    """One call of `model.generate`: new tokens of each row, forward passes of the target, seconds."""
     import torch
 
     passes = 0
@@ -209,13 +290,20 @@ def warper_arguments(sampling: Sampling) -> dict[str, Any]:
     return arguments
 
 
-def emitted_tokens(pair: ModelPair, continuations: Tensor) -> int:
+def end_tokens(model: PreTrainedModel) -> tuple[int, ...]:
+    """The tokens that end a text of the model."""
+    end = model.generation_config.eos_token_id
+    if end is None:
+        return ()
+    return tuple(end) if isinstance(end, list) else (end,)
+
+
+def emitted_tokens(pair: ModelPair, continuations: Tensor) -> list[int]:
     """Count `continuations` `[batch, length]` up to and with each row's first end token."""
     import torch
 
-    end = pair.target.generation_config.eos_token_id
-    if end is None:
-        return continuations.numel()
-    ends = torch.isin(continuations, torch.tensor(end, device=continuations.device)).long()
+    ends = torch.tensor(end_tokens(pair.target), device=continuations.device)
+    stops = torch.isin(continuations, ends).long()
     # a token counts while no end token lies before it
-    return int((ends.cumsum(dim=1) - ends == 0).sum())
+    counts: list[int] = (stops.cumsum(dim=1) - stops == 0).sum(1).tolist()
+    return counts

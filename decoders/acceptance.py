@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+from warpdraft.kernels.top_tokens import mass_of, top_tokens, without_tokens
 
 # a law's float32 probabilities may miss 1 by the rounding of their sum
 _SUM_TOLERANCE = 1e-3
 
 
-def optimal_acceptance(target_probs: Tensor, draft_probs: Tensor, num_drafts: int) -> Tensor:
-    """Optimal-transport bound on the acceptance of one node with i.i.d. drafts.
+def optimal_acceptance(
+    target_probs: Tensor,
+    draft_probs: Tensor,
+    num_drafts: int,
+    drafts: Literal["iid", "greedy", "hybrid"] = "iid",
+    num_top: int = 1,
+) -> Tensor:
+    """Optimal-transport bound on the acceptance of one node.
 
-    No lossless rule can emit one of `num_drafts` tokens drawn independently from the draft's law more often than
+    No lossless rule can emit one of the drafted tokens more often than
 
-        alpha* = 1 + min over sets S of tokens of [target(S) - draft(S)^n]
+        alpha* = 1 + min over sets S of tokens of [target(S) - P(all drafted tokens lie in S)]
 
-    (the linear programme of Sun et al., NeurIPS 2023, arXiv 2310.15141, by duality); the minimum is at a
-    prefix of the tokens in ascending order of target / draft, so one sort answers it (Hu et al., ICLR 2025,
-    arXiv 2502.18779). Exact, in O(vocab log vocab).
+    (the linear programme of Sun et al., NeurIPS 2023, arXiv 2310.15141, by duality). For n i.i.d. drafts the chance is
+    draft(S)^n, and the minimum is at a prefix of the tokens in ascending order of target / draft, so one sort answers
+    it (Hu et al., ICLR 2025, arXiv 2502.18779). Exact, in O(vocab log vocab). Hybrid drafts, the m most likely tokens
+    A and n - m draws from p', the draft's law without A, give
+
+        alpha* = target(A) + 1 + min over sets S outside A of [target(S) - p'(S)^(n - m)]
 
     Args:
         target_probs: `[rows, vocab]` float, each row a law.
         draft_probs: `[rows, vocab]` float, each row a law.
-        num_drafts: n >= 1.
+        num_drafts: n >= 1, candidates of the node.
+        drafts: "iid"; "hybrid", whose m is `num_top`, but n - 1 at most; "greedy", hybrid with m = n - 1.
+        num_top: m >= 0 of hybrid drafts.
 
     Returns:
         `[rows]` float64 in [0, 1].
 
     Raises:
-        ValueError: shapes that differ, a negative or NaN probability, a row that does not sum to 1, `num_drafts` < 1.
+        ValueError: shapes that differ, a negative or NaN probability, a row that does not sum to 1, `num_drafts` < 1,
+            `num_top` < 0, other `drafts`.
         TypeError: a tensor that is not floating point.
     """
     if target_probs.shape != draft_probs.shape or target_probs.ndim != 2:
@@ -39,15 +55,28 @@ def optimal_acceptance(target_probs: Tensor, draft_probs: Tensor, num_drafts: in
         )
     if num_drafts < 1:
         raise ValueError(f"num_drafts must be at least 1, got {num_drafts}")
+    if num_top < 0:
+        raise ValueError(f"num_top must be at least 0, got {num_top}")
+    most_top = {"iid": 0, "greedy": num_drafts - 1, "hybrid": num_top}
+    if drafts not in most_top:
+        raise ValueError(f"drafts must be one of {sorted(most_top)}, got {drafts!r}")
     target = _normalised("target_probs", target_probs)
     draft = _normalised("draft_probs", draft_probs)
+    top = top_tokens(draft, min(most_top[drafts], num_drafts - 1))
+    certain = mass_of(target, top, draft)
+    target = target.scatter(1, top, 0)
+    if top.shape[1] > 0:
+        draft = without_tokens(draft, top)
     # 0 / 0 belongs to no draft and to no target: it may stand anywhere
     order = (target / draft).nan_to_num(0.0, posinf=torch.inf).argsort(dim=1)
     target_below = target.gather(1, order).cumsum(1)
     draft_below = draft.gather(1, order).cumsum(1).clamp_max(1)
-    slack = target_below - draft_below**num_drafts
+    slack = target_below - draft_below ** (num_drafts - top.shape[1])
     # the empty set gives 0
-    return 1 + slack.amin(1).clamp(-1, 0)
+    drawn = (1 + slack.amin(1)).clamp(0, 1)
+    # where the most likely tokens are all that the draft has, nothing else is drafted
+    drawn = torch.where(draft.sum(1) > 0, drawn, 0.0)
+    return (certain + drawn).clamp_max(1)
 
 
 def _normalised(name: str, probs: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 The cache is kept *right-aligned*: row b's `lengths[b]` tokens fill its last slots, whatever was rolled back, so that a
 2-D mask describes every row, distances between slots are distances in the text (sliding windows stay right), and a
 ragged batch needs no holes. Positions are counted in tokens, not slots.
+
+Behind the texts a row may hold a *tree* of drafted tokens, for a while: `forward_tree` appends its nodes, each of which
+sees its text and its ancestors, and `keep` makes one path of it part of the text.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+
+from .growing_layer import growing_layer
+from .tree_mask import model_inside, tree_mask
 
 if TYPE_CHECKING:
     from torch.nn import Embedding
@@ -27,19 +33,17 @@ class CachedModel:
     """
 
     def __init__(self, model: PreTrainedModel, batch: int, device: torch.device) -> None:
-        # a plain dynamic cache, without the config: every layer keeps all its tokens and can be rolled back; a sliding
-        # window is applied by the mask alone (layers that forget cannot return to an earlier token)
-        from transformers import DynamicCache
+        from transformers import Cache
 
         self.model = model
-        self.cache: Cache = DynamicCache()
+        # without the config every layer keeps all its tokens and can be rolled back; a sliding window is applied by the
+        # mask alone (layers that forget cannot return to an earlier token)
+        self.cache = Cache(layer_class_to_replicate=growing_layer())
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         embeddings = cast("Embedding", model.get_input_embeddings())
         self.vocabulary = embeddings.weight.shape[0]
         self._input_device = embeddings.weight.device
-        # an adapter's model (PEFT) hands its keyword arguments on to the model inside
-        unwrap = getattr(model, "get_base_model", None)
-        parameters = inspect.signature((unwrap() if unwrap else model).forward).parameters
+        parameters = inspect.signature(model_inside(model).forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_logits_to_keep = "logits_to_keep" in parameters
 
@@ -55,12 +59,16 @@ class CachedModel:
 
     def branch(self, paths: int) -> None:
         """Every row becomes `paths` rows that share its text: row b's are `b * paths` to `b * paths + paths - 1`."""
-        if paths == 1:
+        self.select(_arange(self.lengths).repeat_interleave(paths))
+
+    def select(self, rows: Tensor) -> None:
+        """Row i becomes a copy of row `rows[i]`, `[n]` int64."""
+        if len(rows) == len(self.lengths) and bool((rows == _arange(rows)).all()):
             return
         for layer in self._layers():
-            layer.keys = layer.keys.repeat_interleave(paths, dim=0)
-            layer.values = layer.values.repeat_interleave(paths, dim=0)
-        self.lengths = self.lengths.repeat_interleave(paths)
+            index = rows.to(layer.keys.device)
+            layer.hold(layer.keys[index], layer.values[index])
+        self.lengths = self.lengths[rows]
 
     def commit(self, rows: Tensor, surplus: Tensor) -> None:
         """Keep these rows, each without its last tokens.
@@ -69,29 +77,92 @@ class CachedModel:
             rows: `[n]` int64, the rows to keep, in their new order.
             surplus: `[n]` int64, how many of its last cached tokens each of them loses.
         """
-        lengths = self.lengths[rows] - surplus
+        self.select(rows)
+        lengths = self.lengths - surplus
         assert bool((lengths >= 0).all()), "a row cannot lose more tokens than it holds"
         width = int(lengths.max())
-        whole = len(rows) == len(self.lengths) and bool((rows == _arange(rows)).all())
         even = bool((surplus == surplus[0]).all())
         for layer in self._layers():
-            if not whole:
-                index = rows.to(layer.keys.device)
-                layer.keys, layer.values = layer.keys[index], layer.values[index]
             if even:
                 stop = layer.keys.shape[2] - int(surplus[0])
-                layer.keys = layer.keys[:, :, stop - width : stop]
-                layer.values = layer.values[:, :, stop - width : stop]
+                kept = slice(stop - width, stop)
+                layer.hold(layer.keys[:, :, kept], layer.values[:, :, kept])
             else:
-                layer.keys = _realign(layer.keys, surplus, width)
-                layer.values = _realign(layer.values, surplus, width)
+                layer.hold(
+                    _realign(layer.keys, surplus, width), _realign(layer.values, surplus, width)
+                )
         self.lengths = lengths
+
+    def forward_tree(self, token_ids: Tensor, depth: Tensor, visible: Tensor) -> Tensor:
+        """Append nodes of a tree behind every row's text; logits `[rows, n, vocab]` after each of them.
+
+        Args:
+            token_ids: `[rows, n]` int64.
+            depth: `[rows, m]` int64 for all nodes so far, the new ones last: tokens between the text's end and each.
+            visible: `[rows, n, m]` bool, the nodes that each new one sees: its ancestors and itself.
+        """
+        nodes = token_ids.shape[1]
+        text_slots = self.cache.get_seq_length() + nodes - depth.shape[1]
+        slot = torch.arange(text_slots, device=token_ids.device)
+        token_of_slot = slot - (text_slots - self.lengths[:, None])
+        of_text = (token_of_slot >= 0)[:, None].expand(-1, nodes, -1)
+        seen = torch.cat([of_text, visible], dim=2)
+        of_key = torch.cat([token_of_slot, self.lengths[:, None] + depth], dim=1)
+        of_query = of_key[:, -nodes:]
+        distance = of_query[:, :, None] - of_key[:, None]
+        return self._call(token_ids, of_query, tree_mask(self.model, seen, distance))
+
+    def keep(self, nodes: Tensor, count: Tensor, tree_size: int) -> None:
+        """Make a path of each row's tree part of its text, and forget the rest of the tree.
+
+        Args:
+            nodes: `[rows, n]` int64, numbers of the path's nodes in the order in which they were appended.
+            count: `[rows]` int64, how many of them are kept; -1 takes the text's last token back, and so on.
+            tree_size: nodes that were appended.
+        """
+        text_slots = self.cache.get_seq_length() - tree_size
+        lengths = self.lengths + count
+        assert bool((lengths >= 0).all()), "a row cannot lose more tokens than it holds"
+        if bool((count == count[0]).all()):
+            # the texts stay where they are, and the path is moved behind them
+            self._keep_in_place(nodes, int(count[0]), text_slots)
+            self.lengths = lengths
+            return
+        width = int(lengths.max())
+        token = torch.arange(width, device=nodes.device) - (width - lengths[:, None])
+        slots = text_slots - self.lengths[:, None] + token
+        if nodes.shape[1] > 0:
+            step = token - self.lengths[:, None]
+            tree_slot = text_slots + nodes.gather(1, step.clamp(0, nodes.shape[1] - 1))
+            slots = torch.where(step < 0, slots, tree_slot)
+        slots = slots.clamp_min(0)
+        for layer in self._layers():
+            layer.hold(_gather(layer.keys, slots), _gather(layer.values, slots))
+        self.lengths = lengths
+
+    def _keep_in_place(self, nodes: Tensor, count: int, text_slots: int) -> None:
+        width = text_slots + count
+        path = text_slots + nodes[:, : max(count, 0)]
+        for layer in self._layers():
+            if count > 0:
+                layer.keys[:, :, text_slots:width] = _gather(layer.keys, path)
+                layer.values[:, :, text_slots:width] = _gather(layer.values, path)
+            layer.hold(layer.keys[:, :, :width], layer.values[:, :, :width])
+
+    def hand_out(self) -> Cache:
+        """The cache as a plain dynamic one that shares nothing with this model's."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for number, layer in enumerate(self._layers()):
+            cache.update(layer.keys.clone(), layer.values.clone(), number)
+        return cache
 
     def adopt(self, cache: Cache, cached: int) -> bool:
         """Start from the cache of an earlier turn that holds the first `cached` slots of every row.
 
-        The tensors are shared, never written to. Returns whether the cache could be used: layers that forgot tokens
-        (a sliding window) or keep other things than keys and values cannot, and the text is then simply read again.
+        Returns whether the cache could be used: layers that forgot tokens (a sliding window) or keep other things than
+        keys and values cannot, and the text is then simply read again.
         """
         layers: list[Any] = list(cache.layers)
         keys = [getattr(layer, "keys", None) for layer in layers]
@@ -99,6 +170,7 @@ class CachedModel:
         if not usable or not layers:
             return False
         for number, layer in enumerate(layers):
+            # copied by the growing layers: the caller's tensors are never written to
             self.cache.update(layer.keys, layer.values, number)
         return True
 
@@ -110,10 +182,7 @@ class CachedModel:
         slots = self.cache.get_seq_length() - self.lengths[:, None] + token_of_slot
         for layer in self._layers():
             index = slots.clamp(0, layer.keys.shape[2] - 1)
-            index = index.to(layer.keys.device)[:, None, :, None]
-            shape = (-1, layer.keys.shape[1], -1, layer.keys.shape[3])
-            layer.keys = layer.keys.gather(2, index.expand(shape))
-            layer.values = layer.values.gather(2, index.expand(shape))
+            layer.hold(_gather(layer.keys, index), _gather(layer.values, index))
 
     def _forward(self, token_ids: Tensor, real: Tensor, logits_to_keep: int = 0) -> Tensor:
         """One call: the last `real[b]` of row b's tokens are its own, those before are padding."""
@@ -123,20 +192,32 @@ class CachedModel:
         slot = torch.arange(slots, device=token_ids.device)
         attention_mask = (slot >= slots - lengths[:, None]).to(torch.int64)
         positions = lengths[:, None] - width + torch.arange(width, device=token_ids.device)
+        logits = self._call(token_ids, positions.clamp_min(0), attention_mask, logits_to_keep)
+        self.lengths = lengths
+        return logits
+
+    def _call(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attention_mask: Tensor | dict[str, Tensor],
+        logits_to_keep: int = 0,
+    ) -> Tensor:
+        """The model on `token_ids` `[rows, n]` behind the cache, with any mask that it takes."""
         # an id that only the wider of two padded vocabularies has is fed as token 0: a draft may be given anything
         fed = torch.where(token_ids < self.vocabulary, token_ids, 0)
         options: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
         if self._takes_positions:
-            options["position_ids"] = positions.clamp_min(0).to(self._input_device)
+            options["position_ids"] = positions.to(self._input_device)
         if self._takes_logits_to_keep and logits_to_keep:
             options["logits_to_keep"] = logits_to_keep
-        output = self.model(
-            input_ids=fed.to(self._input_device),
-            attention_mask=attention_mask.to(self._input_device),
-            return_dict=True,
-            **options,
-        )
-        self.lengths = lengths
+        if isinstance(attention_mask, dict):
+            options["attention_mask"] = {
+                kind: mask.to(self._input_device) for kind, mask in attention_mask.items()
+            }
+        else:
+            options["attention_mask"] = attention_mask.to(self._input_device)
+        output = self.model(input_ids=fed.to(self._input_device), return_dict=True, **options)
         logits: Tensor = output.logits
         return logits.to(token_ids.device)
 
@@ -147,10 +228,17 @@ class CachedModel:
 
 def _realign(states: Tensor, surplus: Tensor, width: int) -> Tensor:
     """Drop the last `surplus[b]` slots of each row and move the rest to the right end of `width` slots."""
-    surplus = surplus.to(states.device)
     slots = states.shape[2]
-    index = torch.arange(slots - width, slots, device=states.device) - surplus[:, None]
-    index = index.clamp_min(0)[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+    index = torch.arange(slots - width, slots, device=surplus.device) - surplus[:, None]
+    return _gather(states, index.clamp_min(0))
+
+
+def _gather(states: Tensor, slots: Tensor) -> Tensor:
+    """The states of `slots` `[rows, width]`: `[rows, heads, width, size]`."""
+    slots = slots.to(states.device)
+    if len(slots) == 1:
+        return states.index_select(2, slots[0])
+    index = slots[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
     return states.gather(2, index)
 
 

@@ -1,4 +1,4 @@
-"""Drafting: K i.i.d. continuations of every text, and the laws that they were drawn from."""
+"""Drafting: the draft model grows the tree of a block level by level, and keeps the laws that it was drawn from."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from warpdraft.kernels.draw import draw
-from warpdraft.kernels.noise import Noise, Role
+from warpdraft.kernels.noise import Noise
 
-from .cached_model import CachedModel
+from .draft_tree import DraftTree
 from .laws import Law, LawPipeline
+from .layouts import Branches
+from .structures import Drafter, LevelLaws
 from .texts import Texts
 
 
@@ -20,70 +21,51 @@ class DraftPaths:
     """The draft paths of one block.
 
     Attributes:
-        token_ids: `[batch, K, L]` int64.
-        laws: for each depth the probabilities `[batch, K, vocab]` that the tokens there were drawn from
-            (`[batch, 1, vocab]` at the root, which all paths share).
+        tree: the drafted tokens.
+        laws: of the levels that drew.
     """
 
-    token_ids: Tensor
-    laws: list[Tensor]
+    tree: DraftTree
+    laws: list[LevelLaws]
 
-    def law(self, rows: Tensor, path: Tensor, depth: int) -> Tensor:
+    def law(self, rows: Tensor, path: Tensor, depth: int) -> Law:
         """The draft law `[len(rows), vocab]` after `depth` tokens of each row's path."""
-        laws = self.laws[depth]
-        return laws[rows, torch.minimum(path, path.new_tensor(laws.shape[1] - 1))]
+        return self.laws[depth].at(rows, self.tree.column[rows, path, depth])
 
 
 def draft_paths(
-    draft: CachedModel,
+    branches: Branches,
     texts: Texts,
     unread: int,
+    drafter: Drafter,
     *,
-    num_drafts: int,
     length: int,
     vocabulary: int,
     pipeline: LawPipeline,
     noise: Noise,
 ) -> DraftPaths:
-    """Draw K paths of L tokens after every text.
+    """Draw the tokens of one block.
 
     Args:
-        draft: the draft model, whose cache holds all but the last `unread` tokens of every text. Afterwards it holds a
-            row for each path, with the text and the path's first L - 1 tokens.
+        branches: the draft model, whose cache holds all but the last `unread` tokens of every text. Afterwards it holds
+            the text and all levels of the tree but the last.
         texts: what has been written.
         unread: 1 or 2.
-        num_drafts: K.
-        length: L >= 1.
+        drafter: who draws how many tokens at which node.
+        length: L >= 1, the depth of the tree.
         vocabulary: the target's width, which the draft's logits are brought to.
         pipeline: the processors and rules of both models.
         noise: one stream a text, at the block's step.
     """
-    batch = len(texts.lengths)
-    device = texts.lengths.device
-    owner = torch.arange(batch, device=device).repeat_interleave(num_drafts)
-    path = torch.arange(num_drafts, device=device).repeat(batch)
-    streams = noise.select(owner)
-    drafted = owner.new_zeros(batch * num_drafts, 0)
-    laws: list[Tensor] = []
-
-    logits = draft.forward(texts.last_tokens(unread))[:, -1]
-    texts_only = torch.arange(batch, device=device)
-    law = pipeline.after(texts, texts_only, drafted[:batch], fit_width(logits, vocabulary))
-    _check(law)
-    laws.append(law.probs[:, None])
-    draft.branch(num_drafts)
-    probs = law.expand(num_drafts).probs
+    tree = DraftTree(len(texts.lengths), texts.lengths.device)
+    logits = branches.root(texts.last_tokens(unread))
+    laws: list[LevelLaws] = []
     for depth in range(length):
-        tokens = draw(probs, streams, Role.DRAFT, depth=depth, path=path)
-        drafted = torch.cat([drafted, tokens[:, None]], dim=1)
-        if depth + 1 == length:
-            break
-        logits = draft.forward(tokens[:, None])[:, -1]
-        law = pipeline.after(texts, owner, drafted, fit_width(logits, vocabulary))
-        _check(law)
-        probs = law.probs
-        laws.append(probs.view(batch, num_drafts, -1))
-    return DraftPaths(drafted.view(batch, num_drafts, length), laws)
+        laws.append(_level_laws(tree, logits, texts, vocabulary, pipeline))
+        level = tree.grow(drafter.draws(tree, laws[-1], noise))
+        if depth + 1 < length:
+            logits = branches.extend(tree, level)
+    return DraftPaths(tree, laws)
 
 
 def fit_width(logits: Tensor, vocabulary: int) -> Tensor:
@@ -101,10 +83,30 @@ def fit_width(logits: Tensor, vocabulary: int) -> Tensor:
     return torch.cat([logits, missing], dim=1)
 
 
-def _check(law: Law) -> None:
+def _level_laws(
+    tree: DraftTree, logits: Tensor, texts: Texts, vocabulary: int, pipeline: LawPipeline
+) -> LevelLaws:
+    """The laws of the last level's nodes, `logits` `[batch, n, width]`."""
+    batch, device = len(logits), logits.device
+    if tree.depth == 0:
+        filled = torch.ones(batch, 1, dtype=torch.bool, device=device)
+        path = torch.zeros_like(filled, dtype=torch.int64)
+    else:
+        filled, path = tree.levels[-1].filled, tree.levels[-1].path
+    text, column = filled.nonzero(as_tuple=True)
+    drafted = tree.token_ids[text, path[text, column]]
+    rows = logits.flatten(0, 1) if len(text) == filled.numel() else logits[text, column]
+    law = pipeline.after(texts, text, drafted, fit_width(rows, vocabulary))
+    _check(law, text)
+    row = torch.full_like(path, -1)
+    row[text, column] = torch.arange(len(text), device=device)
+    return LevelLaws(law, row)
+
+
+def _check(law: Law, text: Tensor) -> None:
     bad = law.status.nonzero().squeeze(1)
     if len(bad) > 0:
         raise ValueError(
             f"the draft model's logits hold NaN, +inf or nothing finite after the processors "
-            f"(draft row {int(bad[0])})"
+            f"(row {int(text[bad[0]])})"
         )

@@ -1,8 +1,8 @@
 """The loop: draft K paths, score them with one target call, verify, commit.
 
     while some text is unfinished:
-        paths   ~  draft model, K i.i.d. paths of L tokens a text         (drafting.py)
-        logits  =  target(text + paths), one call for all of them
+        paths   ~  draft model, a tree of L levels a text                 (drafting.py, structures.py)
+        logits  =  target(text + paths), one call for all of them         (layouts.py)
         tokens  =  verify(laws of both models, noise)                     (verification.py)
         text    += tokens up to the first stop; both caches roll back     (texts.py, cached_model.py)
 
@@ -19,19 +19,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from warpdraft.kernels.draw import draw
 from warpdraft.kernels.noise import Noise, Role
 
 from .cached_model import CachedModel
+from .draft_tree import DraftTree
 from .drafting import DraftPaths, draft_paths
 from .laws import Law, LawPipeline
+from .layouts import Branches, PathRows, TreeRow
 from .statistics import GenerationStats
+from .structures import MOST_NODES, Drafter, Structure, get_drafter
 from .texts import StoppingCriterion, Texts
-from .verification import VerifiedBlock, Verifier, get_verifier
+from .tree_mask import LAYOUTS, Layout, choose_layout
+from .verification import DEFAULT_VERIFIER, VerifiedBlock, Verifier, get_verifier
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
     from transformers.generation.streamers import BaseStreamer
+
+Column = tuple[Tensor, Tensor | None, Tensor | None]
+"""Rows `[n]` and their scores and logits `[n, vocab]` at one depth of a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,12 @@ class LoopOptions:
         pad_token_id: fills the rows that finish early.
         num_drafts: K in [1, 4096]; greedy decoding drafts one path, for all would be equal.
         draft_length: L in [1, 255].
-        verifier: a name in `warpdraft.verification.VERIFIERS`.
+        verifier: a name in `warpdraft.verification.VERIFIERS`, or a verifier.
+        structure: of i.i.d. drafts: "paths", K paths of L tokens; "rollover", a tree that gives the draws which
+            duplicates save to deeper levels.
+        node_budget: the most nodes of a rollover tree; None for K L.
+        layout: how the models hold the tree: "paths", a row a path; "tree", one row a text; "auto" takes the tree where
+            a model is known to take it.
         eos_token_ids: tokens that end a row.
         stopping: further criteria, asked after every emitted token with the rows of each length, scores None.
         seed: of the noise; None takes one number from torch's default generator.
@@ -60,7 +71,10 @@ class LoopOptions:
     pad_token_id: int
     num_drafts: int = 1
     draft_length: int = 4
-    verifier: str = "k_seq"
+    verifier: str | Verifier = DEFAULT_VERIFIER
+    structure: Structure = "paths"
+    node_budget: int | None = None
+    layout: Layout = "auto"
     eos_token_ids: Sequence[int] = ()
     stopping: Sequence[StoppingCriterion] = ()
     seed: int | None = None
@@ -73,12 +87,30 @@ class LoopOptions:
     return_cache: bool = False
 
     def __post_init__(self) -> None:
-        for name, largest in (("num_drafts", 4096), ("draft_length", 255)):
+        limits = {"num_drafts": 4096, "draft_length": 255, "node_budget": MOST_NODES}
+        for name, largest in limits.items():
             value = getattr(self, name)
+            if name == "node_budget" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"{name} must be an int, got {value!r}")
             if not 1 <= value <= largest:
                 raise ValueError(f"{name} must be in [1, {largest}], got {value}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        self.drafter(get_verifier(self.verifier), self.num_drafts)
+
+    def drafter(self, verifier: Verifier, num_drafts: int) -> Drafter:
+        """What draws one block's candidates for the verifier; ValueError where the two do not fit."""
+        verifier.check_paths(num_drafts, rollover=self.structure == "rollover")
+        return get_drafter(
+            verifier.drafts,
+            structure=self.structure,
+            num_drafts=num_drafts,
+            draft_length=self.draft_length,
+            num_top=verifier.num_top(num_drafts),
+            node_budget=self.node_budget,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,28 +137,50 @@ class ScoredBlock:
     """Draft paths with the target's logits: laws are made for the nodes that the verifier reaches."""
 
     def __init__(
-        self, paths: DraftPaths, target_logits: Tensor, texts: Texts, pipeline: LawPipeline
+        self,
+        paths: DraftPaths,
+        target_logits: Tensor,
+        node: Tensor,
+        texts: Texts,
+        pipeline: LawPipeline,
     ) -> None:
-        self.draft_token_ids = paths.token_ids
+        self.draft_token_ids = paths.tree.token_ids
+        self.drawn = paths.tree.drawn
         self.status = torch.zeros(len(texts.lengths), dtype=torch.int8, device=texts.lengths.device)
-        self.visited: list[tuple[Tensor, Tensor, Law]] = []
         self._paths = paths
         self._target_logits = target_logits
+        self._node = node
         self._texts = texts
         self._pipeline = pipeline
 
-    def target(self, rows: Tensor, path: Tensor, depth: int) -> Tensor:
-        """Target law `[len(rows), vocab]`, processed on the text and the path's first `depth` tokens."""
-        logits = self._target_logits[rows, path, depth]
-        drafted = self.draft_token_ids[rows, path, :depth]
-        law = self._pipeline.after(self._texts, rows, drafted, logits)
+    def target(self, rows: Tensor, path: Tensor, depth: int) -> Law:
+        """Target law of `[len(rows)]` nodes, processed on the text and the path's first `depth` tokens."""
+        law = self._law(rows, path, depth, with_scores=False)
         self.status[rows] = torch.where(law.status != 0, law.status, self.status[rows])
-        self.visited.append((rows, logits, law))
-        return law.probs
+        return law
 
-    def draft(self, rows: Tensor, path: Tensor, depth: int) -> Tensor:
-        """Draft law `[len(rows), vocab]`, as it was sampled."""
+    def draft(self, rows: Tensor, path: Tensor, depth: int) -> Law:
+        """Draft law of `[len(rows)]` nodes, as it was sampled."""
         return self._paths.law(rows, path, depth)
+
+    def logits(self, rows: Tensor, path: Tensor, depth: int) -> Tensor:
+        """The target's logits there, `[len(rows), vocab]`."""
+        node = self._node[rows, path, depth]
+        if len(rows) == 1:
+            # a view: a copy of one row would cost as much as a pass over it
+            return self._target_logits[int(rows), int(node)][None]
+        return self._target_logits[rows, node]
+
+    def scores(self, rows: Tensor, path: Tensor, depth: int) -> Tensor:
+        """The processed scores there, `[len(rows), vocab]`."""
+        scores = self._law(rows, path, depth, with_scores=True).scores
+        assert scores is not None
+        return scores
+
+    def _law(self, rows: Tensor, path: Tensor, depth: int, *, with_scores: bool) -> Law:
+        drafted = self.draft_token_ids[rows, path, :depth]
+        logits = self.logits(rows, path, depth)
+        return self._pipeline.after(self._texts, rows, drafted, logits, with_scores=with_scores)
 
 
 class PlainSampling(Verifier):
@@ -138,8 +192,12 @@ class PlainSampling(Verifier):
         """Draw the next token of every row."""
         rows = torch.arange(len(noise), device=noise.seed.device)
         zeros = torch.zeros_like(rows)
-        tokens = draw(block.target(rows, zeros, 0), noise, Role.PLAIN)
+        tokens = block.target(rows, zeros, 0).draw(noise, Role.PLAIN)
         return VerifiedBlock(tokens[:, None], zeros, zeros, block.status)
+
+    def survival(self, block: Any) -> Tensor:
+        """Nothing is drafted."""
+        return torch.zeros(len(block.status), 0, dtype=torch.float64, device=block.status.device)
 
 
 def generate_tokens(
@@ -192,13 +250,15 @@ class _Run:
         self.context = _context(target_model, draft_model, options.max_length)
         batch, device = len(input_ids), input_ids.device
         greedy = pipeline.temperature == 0
-        self.num_drafts = 1 if greedy or draft_model is None else options.num_drafts
-        self.draft_length = 0 if draft_model is None else options.draft_length
         self.verifier = PlainSampling() if draft_model is None else get_verifier(options.verifier)
+        one_path = greedy and self.verifier.drafts == "iid" and self.verifier.num_top(2) == 0
+        self.num_drafts = 1 if one_path or draft_model is None else options.num_drafts
+        self.draft_length = 0 if draft_model is None else options.draft_length
+        self.drafter = options.drafter(self.verifier, self.num_drafts)
         self.options, self.pipeline = options, pipeline
-        self.target = CachedModel(target_model, batch, device)
-        _check_token_ids(input_ids, self.target.vocabulary)
-        self.draft = None if draft_model is None else CachedModel(draft_model, batch, device)
+        self.target = self._branches(target_model, batch, device)
+        _check_token_ids(input_ids, self.target.model.vocabulary)
+        self.draft = None if draft_model is None else self._branches(draft_model, batch, device)
         self.texts = Texts(
             input_ids,
             max_length=options.max_length,
@@ -220,7 +280,7 @@ class _Run:
         self.prompt_width = input_ids.shape[1]
         self.stats = GenerationStats(
             rules=pipeline.names,
-            verifier=None if draft_model is None else options.verifier,
+            verifier=None if draft_model is None else self.verifier.name,
             num_drafts=self.num_drafts if draft_model is not None else 0,
             draft_length=self.draft_length,
             seed=int(self.noise.seed[0]),
@@ -233,31 +293,34 @@ class _Run:
         with self.stats.timed("prefill"):
             cached = self._adopt(attention_mask)
             rest = tokens[:, cached:-1]
-            self.target.prefill(rest, lengths - 1 - self.target.lengths)
+            self.target.model.prefill(rest, lengths - 1 - self.target.model.lengths)
             if self.draft is not None:
-                self.draft.prefill(tokens[:, :-1], lengths - 1)
+                self.draft.model.prefill(tokens[:, :-1], lengths - 1)
         self.real = tokens.new_ones(prompt.shape) if attention_mask is None else attention_mask != 0
 
     def block(self) -> Tensor:
         """One round; returns how many tokens each row got."""
         # a block may reach past max_length, which cuts it afterwards: were L clipped to the room of the batch's longest
-        # row, a row's tokens would depend on the rows around it
+        # row, a row's tokens would depend on the rows around it, as they do where a model's context ends
         length = min(self.draft_length, self.context - int(self.texts.lengths.max()))
         noise = self.noise.at(self.step)
         with self.stats.timed("draft"):
             paths = self._draft(length, noise)
         with self.stats.timed("target"):
-            logits = self._score(paths)
+            logits, node = self.target.score(self.texts.last_tokens(1), paths.tree)
         with self.stats.timed("verify"):
-            block = ScoredBlock(paths, logits, self.texts, self.pipeline)
+            block = ScoredBlock(paths, logits, node, self.texts, self.pipeline)
             verified = self.verifier.verify(block, noise)
             _check_target(verified)
             writing = ~self.texts.finished
+            columns = self._columns(block, verified)
             emitted = self.texts.append(verified.output_token_ids)
-            self._collect(block, emitted)
-            self._roll_back(paths, verified, emitted)
+            self._collect(columns, emitted)
+        with self.stats.timed("commit"):
+            self._roll_back(paths.tree, verified, emitted)
+        rows = writing.nonzero().squeeze(1).tolist()
         self.stats.record_block(
-            length, verified.num_accepted[writing].tolist(), emitted[writing].tolist()
+            length, rows, verified.num_accepted[writing].tolist(), emitted[writing].tolist()
         )
         self.step += 1
         return emitted
@@ -289,62 +352,67 @@ class _Run:
         # padding inside the text would have to be cut out of the cache: the text is read again instead
         if mask is not None and bool((mask[:, 1:] < mask[:, :-1]).any()):
             return 0
-        if not self.target.adopt(cache, cached):
+        if not self.target.model.adopt(cache, cached):
             return 0
         whole = torch.full_like(self.texts.lengths, cached)
-        self.target.lengths = whole if mask is None else mask[:, :cached].sum(1).to(whole)
+        self.target.model.lengths = whole if mask is None else mask[:, :cached].sum(1).to(whole)
         return cached
+
+    def _branches(self, model: PreTrainedModel, batch: int, device: torch.device) -> Branches:
+        one_path = self.num_drafts == 1 and self.options.structure == "paths"
+        layout = choose_layout(model, self.options.layout, one_path=one_path)
+        cached = CachedModel(model, batch, device)
+        return TreeRow(cached) if layout == "tree" else PathRows(cached)
 
     def _draft(self, length: int, noise: Noise) -> DraftPaths:
         if self.draft is None or length == 0:
-            empty = self.texts.lengths.new_zeros(len(self.texts.lengths), 1, 0)
-            return DraftPaths(empty, [])
+            return DraftPaths(DraftTree(len(self.texts.lengths), self.texts.lengths.device), [])
         return draft_paths(
             self.draft,
             self.texts,
             self.unread,
-            num_drafts=self.num_drafts,
+            self.drafter,
             length=length,
             vocabulary=self._vocabulary,
             pipeline=self.pipeline,
             noise=noise,
         )
 
-    def _score(self, paths: DraftPaths) -> Tensor:
-        """The target's logits `[batch, K, L + 1, vocab]` after the text and after each drafted token."""
-        batch, num_drafts, length = paths.token_ids.shape
-        self.target.branch(num_drafts)
-        pending = self.texts.last_tokens(1).repeat_interleave(num_drafts, dim=0)
-        tokens = torch.cat([pending, paths.token_ids.view(batch * num_drafts, length)], dim=1)
-        logits = self.target.forward(tokens)
-        return logits.view(batch, num_drafts, length + 1, -1)
-
-    def _roll_back(self, paths: DraftPaths, verified: VerifiedBlock, emitted: Tensor) -> None:
+    def _roll_back(self, tree: DraftTree, verified: VerifiedBlock, emitted: Tensor) -> None:
         """Keep the winning path of each row, and of it the tokens that were emitted, in both caches."""
-        batch, num_drafts, length = paths.token_ids.shape
-        winners = torch.arange(batch, device=emitted.device) * num_drafts + verified.survivor_path
-        self.target.commit(winners, length + 1 - emitted)
-        if self.draft is None or length == 0:
+        self.target.commit(tree, verified.survivor_path, emitted)
+        if self.draft is None or tree.depth == 0:
             return
-        # the draft has not read a path's last token: where it was accepted two tokens are unread, and the next call
-        # reads two everywhere, so that one shape serves all rows
-        self.unread = 2 if bool((emitted == length + 1).any()) else 1
-        self.draft.commit(winners, length - 1 - emitted + self.unread)
+        # the draft has not read the last level: where a token of it was accepted two tokens are unread, and the next
+        # call reads two everywhere, so that one shape serves all rows
+        self.unread = 2 if bool((emitted == tree.depth + 1).any()) else 1
+        self.draft.commit(tree, verified.survivor_path, emitted - self.unread)
 
-    def _collect(self, block: ScoredBlock, emitted: Tensor) -> None:
+    def _columns(self, block: ScoredBlock, verified: VerifiedBlock) -> list[Column]:
+        """The processed scores and logits at each depth that has output; made before the texts grow."""
+        options = self.options
+        if not (options.collect_scores or options.collect_logits):
+            return []
+        columns = []
+        for depth in range(int(verified.num_accepted.max()) + 1):
+            rows = (verified.num_accepted >= depth).nonzero().squeeze(1)
+            place = rows, verified.survivor_path[rows], depth
+            scores = block.scores(*place) if options.collect_scores else None
+            logits = block.logits(*place).to(torch.float32) if options.collect_logits else None
+            columns.append((rows, scores, logits))
+        return columns
+
+    def _collect(self, columns: list[Column], emitted: Tensor) -> None:
         """Keep scores and logits of the positions that were emitted."""
-        if not (self.options.collect_scores or self.options.collect_logits):
-            return
         counts = emitted.tolist()
-        for depth, (rows, logits, law) in enumerate(block.visited):
-            for position, row in enumerate(rows.tolist()):
-                if depth >= counts[row]:
+        for depth, (rows, *kinds) in enumerate(columns):
+            for kept, values in zip((self.scores, self.logits), kinds, strict=True):
+                if values is None:
                     continue
-                # copies: a view would keep the rows around it alive until the end
-                if self.options.collect_scores:
-                    self.scores[row].append(law.scores[position].clone())
-                if self.options.collect_logits:
-                    self.logits[row].append(logits[position].to(torch.float32, copy=True))
+                for value, row in zip(values, rows.tolist(), strict=True):
+                    if depth < counts[row]:
+                        # a copy: a view would keep the rows around it alive until the end
+                        kept[row].append(value.clone())
 
     def _stack(self, columns: list[list[Tensor]], pad: bool) -> tuple[Tensor, ...]:
         steps = max(len(column) for column in columns)
@@ -359,16 +427,16 @@ class _Run:
         """The target's cache, slot i holding position i of the returned token ids."""
         if bool((self.texts.lengths < longest).any()):
             # a row that stopped early is not read to its end yet, but stands inside the returned text
-            self.target.forward(self.texts.last_tokens(1))
+            self.target.model.forward(self.texts.last_tokens(1))
         # padding may stand between tokens, and keeps its slots
         real = torch.ones_like(self.texts.token_ids[:, : longest - 1])
         real[:, : self.prompt_width] = self.real
-        self.target.align(real.cumsum(1) - 1)
-        return self.target.cache
+        self.target.model.align(real.cumsum(1) - 1)
+        return self.target.model.hand_out()
 
     @property
     def _vocabulary(self) -> int:
-        return int(self.target.model.config.get_text_config().vocab_size)
+        return int(self.target.model.model.config.get_text_config().vocab_size)
 
 
 def _left_padded(token_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,10 @@ from warpdraft.kernels.noise import Noise, Role
 from warpdraft.kernels.row_stats import levels_of
 from warpdraft.kernels.support import OK, compute_dtype, mask
 
-from .backend import Backend, check_backend
+from .arguments import allowed, check_bitmask, validity
+from .backend import Backend, operations_of, takes_triton
 from .rules import Rule
-from .truncation import Call, check_status
+from .truncation import Call, check_logits, check_rules, check_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ def sample(
     step: int | Tensor = 0,
     generator: torch.Generator | None = None,
     logprobs_mode: Literal["processed", "raw"] = "processed",
+    token_bitmask: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Sampled:
     """Draw one token a row from `softmax(logits / temperature)` over the support of the rules.
@@ -73,26 +75,41 @@ def sample(
         logprobs_mode: "processed" gives the log-probability of the drawn token under the law it was
             drawn from (0 at temperature 0), "raw" under `softmax(logits)`, the model's own law:
             temperature 1, no rules.
-        backend: "auto" or "torch".
+        token_bitmask: int32 `[batch, ceil(vocab / 32)]`, token i allowed where bit i % 32 of word
+            i // 32 is 1: the layout of xgrammar and vLLM. Other tokens count as -inf, also for
+            "raw" and for the kept mass.
+        backend: "auto" and "torch" take plain torch; "triton" takes the kernels, which no chip has run yet: CUDA
+            tensors, or any in Triton's interpreter.
 
     Raises:
-        ValueError: a shape or parameter is outside its range, or (on the CPU) a row holds NaN,
-            +inf or nothing finite.
+        ValueError: a shape or parameter is outside its range, the backend cannot run the call, or
+            (on the CPU) a row holds NaN, +inf or nothing finite.
         TypeError: the logits are not floating point, a rule is not a rule.
     """
-    check_backend(backend)
     if logprobs_mode not in ("processed", "raw"):
         raise ValueError(f"logprobs_mode must be 'processed' or 'raw', got {logprobs_mode!r}")
-    call = Call.create(logits, rules, temperature)
+    check_logits(logits)
+    listed = check_rules(rules)
+    check_bitmask(token_bitmask, logits.shape[0], logits)
+
+    def stream() -> Noise:
+        return Noise.create(
+            logits.shape[0],
+            seed=seed,
+            sequence=sequence,
+            step=step,
+            generator=generator,
+            device=logits.device,
+        )
+
+    if takes_triton(backend, logits, listed):
+        valid = validity(listed, temperature, logits.shape[0], logits.device)
+        raw = logprobs_mode == "raw"
+        return _sample_triton(logits, listed, temperature, valid, stream(), raw, token_bitmask)
+    logits = allowed(logits, token_bitmask)
+    call = Call.create(logits, listed, temperature)
     law = _laws_of_rows(call) if logits.device.type == "cpu" else _laws_of_batch(call)
-    noise = Noise.create(
-        logits.shape[0],
-        seed=seed,
-        sequence=sequence,
-        step=step,
-        generator=generator,
-        device=logits.device,
-    )
+    noise = stream()
     token_ids = draw(law.weights, noise, Role.PLAIN)
 
     drawn = token_ids.clamp(min=0)[:, None]
@@ -110,6 +127,32 @@ def sample(
         torch.where(fine, (law.kept_total / law.total).clamp(max=1.0), torch.nan).float(),
         law.status,
     )
+
+
+def _sample_triton(
+    logits: Tensor,
+    rules: tuple[Rule, ...],
+    temperature: float | Tensor,
+    valid: Tensor | None,
+    noise: Noise,
+    raw: bool,
+    token_bitmask: Tensor | None,
+) -> Sampled:
+    # imports Triton, so only when a kernel is launched
+    from warpdraft.kernels.truncation_triton import sample_triton
+
+    drawn = sample_triton(
+        logits.detach(),
+        operations_of(rules),
+        temperature,
+        noise,
+        raw=raw,
+        valid=valid,
+        token_bitmask=token_bitmask,
+    )
+    if logits.device.type == "cpu":
+        check_status(drawn.status.tolist())
+    return Sampled(drawn.token_ids, drawn.logprobs, drawn.kept_mass, drawn.status)
 
 
 def check(result: HasStatus) -> None:

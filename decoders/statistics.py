@@ -24,7 +24,9 @@ class GenerationStats:
         num_drafts: K.
         draft_length: L, as asked for.
         seed: of the noise: the same seed, batch and models write the same text.
-        seconds: by stage: "prefill", "draft", "target", "verify".
+        target_calls_by_row: target calls that each row of the batch took part in.
+        emitted_tokens_by_row: new tokens of each row.
+        seconds: by stage: "prefill", "draft", "target", "verify", "commit".
     """
 
     rules: tuple[str, ...] = ()
@@ -38,6 +40,8 @@ class GenerationStats:
     accepted_tokens: int = 0
     drafted_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
+    target_calls_by_row: list[int] = field(default_factory=list)
+    emitted_tokens_by_row: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -61,11 +65,14 @@ class GenerationStats:
         """Sum over the stages."""
         return sum(self.seconds.values())
 
-    def record_block(self, draft_length: int, accepted: list[int], emitted: list[int]) -> None:
+    def record_block(
+        self, draft_length: int, rows: list[int], accepted: list[int], emitted: list[int]
+    ) -> None:
         """Count one block of every row that was still writing.
 
         Args:
             draft_length: L.
+            rows: their numbers in the batch.
             accepted: drafted tokens that the verifier accepted, a row each.
             emitted: tokens that were emitted; where a stop cut the block, drafted tokens behind it count nowhere.
         """
@@ -74,7 +81,12 @@ class GenerationStats:
             self.accepted_by_position.append(0)
         self.target_calls += len(emitted)
         self.emitted_tokens += sum(emitted)
-        for row_accepted, row_emitted in zip(accepted, emitted, strict=True):
+        for row, row_accepted, row_emitted in zip(rows, accepted, emitted, strict=True):
+            missing = row + 1 - len(self.target_calls_by_row)
+            self.target_calls_by_row += [0] * missing
+            self.emitted_tokens_by_row += [0] * missing
+            self.target_calls_by_row[row] += 1
+            self.emitted_tokens_by_row[row] += row_emitted
             drafted = draft_length if row_emitted > row_accepted else row_emitted
             kept = min(row_accepted, row_emitted)
             self.drafted_tokens += drafted

@@ -23,10 +23,17 @@ from warpdraft.kernels.support import (
 )
 from warpdraft.kernels.top_k import top_k_reference
 
-from .backend import Backend, check_backend
-from .rules import Range, Rule, check_parameter, rows_of
+from .arguments import (
+    TEMPERATURES,
+    allowed,
+    check_bitmask,
+    check_out,
+    check_row_indices,
+    validity,
+)
+from .backend import Backend, operations_of, takes_triton
+from .rules import Rule, check_parameter, rows_of
 
-TEMPERATURES = Range(0.0, torch.finfo(torch.float64).max)
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -48,6 +55,9 @@ def truncate(
     rules: Rule | Sequence[Rule],
     *,
     temperature: float | Tensor = 1.0,
+    token_bitmask: Tensor | None = None,
+    row_indices: Tensor | None = None,
+    out: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """The logits with -inf outside the support that the rules leave.
@@ -57,17 +67,66 @@ def truncate(
         rules: applied in order, each on the law renormalised to the support so far.
         temperature: at least 0, a number or a tensor `[batch]`; the rules see `logits /
             temperature`, 0 keeps the lowest token id with the largest logit.
-        backend: "auto" or "torch".
+        token_bitmask: int32 `[rows, ceil(vocab / 32)]`, token i allowed where bit i % 32 of word
+            i // 32 is 1: the layout of xgrammar and vLLM. Other tokens count as -inf.
+        row_indices: int64 `[rows]`, each at most once: truncate these rows only, to which the
+            parameters and the bitmask belong. The other rows stay as they are in `out`.
+        out: where to write, like `logits`, rows with any stride; `logits` itself truncates in place.
+        backend: "auto" and "torch" take plain torch; "triton" takes the kernels, which no chip has run yet: CUDA
+            tensors, or any in Triton's interpreter.
 
     Returns:
-        A new tensor like `logits`, not divided by the temperature.
+        `out`, or a new tensor like `logits`, not divided by the temperature.
 
     Raises:
-        ValueError: a shape or parameter is outside its range, or (on the CPU) a row holds NaN,
-            +inf or nothing finite.
+        ValueError: a shape or parameter is outside its range, the backend cannot run the call, or
+            (on the CPU) a row holds NaN, +inf or nothing finite.
         TypeError: the logits are not floating point, a rule is not a rule.
     """
-    check_backend(backend)
+    check_logits(logits)
+    listed = check_rules(rules)
+    rows = check_row_indices(row_indices, logits)
+    check_bitmask(token_bitmask, rows, logits)
+    check_out(out, logits)
+    if takes_triton(backend, logits, listed):
+        return _truncate_triton(logits, listed, temperature, token_bitmask, row_indices, out)
+    if row_indices is None:
+        truncated = _truncate(allowed(logits, token_bitmask), listed, temperature)
+        return truncated if out is None else out.copy_(truncated)
+    chosen = allowed(logits.detach().index_select(0, row_indices), token_bitmask)
+    if out is None:
+        out = logits.detach().clone()
+    return out.index_copy_(0, row_indices, _truncate(chosen, listed, temperature))
+
+
+def _truncate_triton(
+    logits: Tensor,
+    rules: tuple[Rule, ...],
+    temperature: float | Tensor,
+    token_bitmask: Tensor | None,
+    row_indices: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:
+    # imports Triton, so only when a kernel is launched
+    from warpdraft.kernels.truncation_triton import truncate_triton
+
+    rows = len(logits) if row_indices is None else len(row_indices)
+    truncated, status = truncate_triton(
+        logits.detach(),
+        operations_of(rules),
+        temperature,
+        valid=validity(rules, temperature, rows, logits.device),
+        token_bitmask=token_bitmask,
+        row_indices=row_indices,
+        out=out,
+    )
+    if logits.device.type == "cpu":
+        check_status(status.tolist())
+    return truncated
+
+
+def _truncate(logits: Tensor, rules: tuple[Rule, ...], temperature: float | Tensor) -> Tensor:
+    """The plain-torch form: row after row on the CPU, all rows at once elsewhere."""
     call = Call.create(logits, rules, temperature)
     if logits.device.type != "cpu":
         return mask(logits, call.resolve_batch().support)

@@ -29,6 +29,8 @@ if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 16
         f"{transformers.__version__}: pip install --upgrade 'transformers>=5.16'"
     )
 
+from warpdraft.verification import DEFAULT_VERIFIER
+
 from .transformers_arguments import check_arguments
 from .transformers_custom_generate import FusedSampling, SpeculativeDecoding, SpeculativeOutput
 from .transformers_processors import MinPLogitsProcessor, TopHLogitsProcessor
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
     from warpdraft.rules import Rule
+    from warpdraft.structures import Structure
+    from warpdraft.tree_mask import Layout
+    from warpdraft.verification import Selector, Verifier
 
 __all__ = [
     "FusedSampling",
@@ -58,7 +63,12 @@ def generate(
     *,
     num_drafts: int = 4,
     draft_length: int = 4,
-    verifier: str = "k_seq",
+    verifier: str | Verifier = DEFAULT_VERIFIER,
+    selector: Selector | None = None,
+    num_top: int | None = None,
+    structure: Structure = "paths",
+    node_budget: int | None = None,
+    layout: Layout = "auto",
     rules: Rule | Sequence[Rule] = (),
     seed: int | None = None,
     sequence: Tensor | None = None,
@@ -98,6 +108,11 @@ def generate(
                 num_drafts=num_drafts,
                 draft_length=draft_length,
                 verifier=verifier,
+                selector=selector,
+                num_top=num_top,
+                structure=structure,
+                node_budget=node_budget,
+                layout=layout,
                 **sampling,
             )
         # the stubs take the mixin's method for a tensor

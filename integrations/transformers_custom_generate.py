@@ -29,7 +29,7 @@ from warpdraft.processors import ProcessorStack
 from warpdraft.rules import Rule
 from warpdraft.statistics import GenerationStats
 from warpdraft.truncation import check_rules
-from warpdraft.verification import get_verifier
+from warpdraft.verification import DEFAULT_VERIFIER, Selector, Verifier, get_verifier
 
 from .transformers_arguments import (
     check_arguments,
@@ -42,6 +42,9 @@ from .transformers_arguments import (
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.generation.streamers import BaseStreamer
+
+    from warpdraft.structures import Structure
+    from warpdraft.tree_mask import Layout
 
 
 @dataclass
@@ -158,8 +161,7 @@ class FusedSampling:
         cache = check_model_kwargs(model_kwargs, len(input_ids))
         greedy = not config.do_sample
         processors = ProcessorStack(logits_processor, trusted=self._trusted, convert=not greedy)
-        rules = () if greedy else self.rules
-        pipeline = LawPipeline(processors, rules, greedy=greedy)
+        pipeline = LawPipeline(processors, self.rules, greedy=greedy)
         generated = generate_tokens(
             model,
             self._draft_model,
@@ -220,7 +222,15 @@ class SpeculativeDecoding(FusedSampling):
             another width.
         num_drafts: draft paths a round, in [1, 4096].
         draft_length: tokens of a path, in [1, 255].
-        verifier: a name in `warpdraft.verification.VERIFIERS`.
+        verifier: a name in `warpdraft.verification.VERIFIERS`, or a verifier.
+        selector: "clip" or "lex", how "optimal" and "optimal_block" use the mass that the optimum leaves free; None for
+            their own default.
+        num_top: of the verifier "optimal": so many of the first candidates are the draft's most likely tokens.
+        structure: "paths", K paths of L tokens, or "rollover", a tree that gives the draws which duplicates save to
+            deeper levels (for verifiers of i.i.d. drafts).
+        node_budget: the most nodes of a rollover tree, None for K L.
+        layout: "paths" runs the models with a row for each path, "tree" with one row a text and a 4-D mask; "auto"
+            takes the tree where the model is known to take it.
         rules: as in `FusedSampling`, like everything that follows.
         seed: see there.
         sequence: see there.
@@ -241,7 +251,12 @@ class SpeculativeDecoding(FusedSampling):
         *,
         num_drafts: int = 4,
         draft_length: int = 4,
-        verifier: str = "k_seq",
+        verifier: str | Verifier = DEFAULT_VERIFIER,
+        selector: Selector | None = None,
+        num_top: int | None = None,
+        structure: Structure = "paths",
+        node_budget: int | None = None,
+        layout: Layout = "auto",
         rules: Rule | Sequence[Rule] = (),
         seed: int | None = None,
         sequence: Tensor | None = None,
@@ -266,8 +281,13 @@ class SpeculativeDecoding(FusedSampling):
                 f"draft_model must be a causal language model, got {draft_model!r}: "
                 "FusedSampling samples without one"
             )
-        get_verifier(verifier)
         self._draft_model = draft_model
         self._options = dataclasses.replace(
-            self._options, num_drafts=num_drafts, draft_length=draft_length, verifier=verifier
+            self._options,
+            num_drafts=num_drafts,
+            draft_length=draft_length,
+            verifier=get_verifier(verifier, selector=selector, num_top=num_top),
+            structure=structure,
+            node_budget=node_budget,
+            layout=layout,
         )

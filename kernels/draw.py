@@ -79,7 +79,13 @@ def draw_reference(
 
 
 def draw(
-    mass: Tensor, noise: Noise, role: Role, *, depth: int | Tensor = 0, path: int | Tensor = 0
+    mass: Tensor,
+    noise: Noise,
+    role: Role,
+    *,
+    depth: int | Tensor = 0,
+    path: int | Tensor = 0,
+    token_ids: Tensor | None = None,
 ) -> Tensor:
     """Draw one token a row, each with probability proportional to its mass.
 
@@ -93,13 +99,15 @@ def draw(
         role: the role of the draw: DRAFT, RESIDUAL, BONUS or PLAIN.
         depth: the position in the drafted block, in [0, 255]: one for all rows or int64 `[rows]`.
         path: the draft path, in [0, 4095]: one for all rows or int64 `[rows]`.
+        token_ids: int64 `[rows, width]` ascending where `mass` holds a support only, of at most 1,024 columns: the
+            tokens that they stand for. The draw is that of the whole row.
 
     Returns:
-        Token ids, int64 `[rows]`; -1 where a row has no mass, a negative, NaN or infinite one, or
-        a total outside 2**-900 to 2**900 (only float64 can be).
+        Token ids, or columns where `token_ids` are given, int64 `[rows]`; -1 where a row has no mass, a negative, NaN
+        or infinite one, or a total outside 2**-900 to 2**900 (only float64 can be).
 
     Raises:
-        ValueError: a shape, the role or a host integer is out of its range.
+        ValueError: a shape, the role or a host integer is out of its range; more than 1,024 columns with `token_ids`.
         TypeError: `mass` is neither float32 nor float64.
     """
     if mass.dtype not in (torch.float32, torch.float64):
@@ -114,9 +122,29 @@ def draw(
         raise ValueError(f"role must be one of {[r.name for r in DRAWS]}, got {role!r}")
 
     mass = mass.detach()
+    if token_ids is not None:
+        return _race_columns(mass.double(), token_ids, noise, role, depth, path)
     if mass.device.type == "cpu":
         return _draw_by_support(mass, noise, role, depth, path)
     return _draw_both_ways(mass, noise, role, depth, path)
+
+
+def _race_columns(
+    masses: Tensor,
+    token_ids: Tensor,
+    noise: Noise,
+    role: Role,
+    depth: int | Tensor,
+    path: int | Tensor,
+) -> Tensor:
+    """The direct race of tokens that are known by name; a column without mass never wins."""
+    if token_ids.shape != masses.shape or masses.shape[1] > DIRECT:
+        raise ValueError(
+            f"token_ids must be like mass with at most {DIRECT} columns, "
+            f"got {list(token_ids.shape)} and {list(masses.shape)}"
+        )
+    column = _race(masses, token_ids, noise, role, depth, path)[:, 0]
+    return torch.where(_valid(masses.amin(1), masses.sum(1)), column, -1)
 
 
 def _draw_both_ways(

@@ -47,6 +47,7 @@ class Role(IntEnum):
     PLAIN_GROUP = 11
     RANK = 12
     ACCEPT = 13
+    CLOCK = 14
 
 
 @dataclass(frozen=True, slots=True)

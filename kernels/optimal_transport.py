@@ -36,15 +36,15 @@ def selection_ratio(draft_mass: FloatArray, target_mass: FloatArray, n: int) -> 
     """
     # c_hi <= n: beyond it ratios make no difference, and infinite ones would
     ratio = np.maximum.accumulate(np.minimum(target_mass, 2 * n * draft_mass) / draft_mass)
-    below = _sums_before(draft_mass)
-    target_below = _sums_before(target_mass)
+    below = sums_before(draft_mass)
+    target_below = sums_before(target_mass)
     level = np.minimum(below, 1.0) ** n
     cut = int(np.argmin(target_below - level))
     low = _raise_to(
         level[cut], ratio[:cut], below[: cut + 1], target_below[cut] - target_below[: cut + 1]
     )
     # sums from the far end, for the tail may be too small to be seen in 1 - below
-    above = _sums_before(draft_mass[::-1])[::-1]
+    above = sums_before(draft_mass[::-1])[::-1]
     high = _cap_to(
         1.0 - level[cut], ratio[cut:], above[cut:], target_below[cut:] - target_below[cut]
     )
@@ -75,6 +75,6 @@ def _cap_to(total: float, ratio: FloatArray, above: FloatArray, kept: FloatArray
     return min(max(float((total - kept[first]) / above[first]), smallest), float(ratio[first]))
 
 
-def _sums_before(mass: FloatArray) -> FloatArray:
+def sums_before(mass: FloatArray) -> FloatArray:
     """`[atoms + 1]`: the mass of the first 0, 1, .. atoms."""
     return np.concatenate((np.zeros(1), np.cumsum(mass)))

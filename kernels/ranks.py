@@ -66,7 +66,7 @@ def left_curtain(mass: FloatArray, ratio: FloatArray, n: int) -> list[Pieces]:
 def mean_ratio(pieces: Pieces, n: int) -> float:
     """Mean of n u^(n-1) over the pieces: the realised p / d of their knot."""
     length = sum(length for _, length in pieces)
-    return sum(_mean(start, start + length, n) * length for start, length in pieces) / length
+    return sum(mean_over(start, start + length, n) * length for start, length in pieces) / length
 
 
 def mixture(lower: Pieces, upper: Pieces, share: float) -> RankLaw:
@@ -124,8 +124,8 @@ def _right_of_all(mass: FloatArray, ratio: FloatArray, n: int) -> FloatArray:
     start = np.maximum((ratio / n) ** (1 / (n - 1)) - mass / 2, 0.0)
     for _ in range(_MOST_STEPS):
         end = start + mass
-        slope = np.maximum(n * _mean(start, end, n - 1), np.finfo(np.float64).tiny)
-        step = (_mean(start, end, n) - ratio) / slope
+        slope = np.maximum(n * mean_over(start, end, n - 1), np.finfo(np.float64).tiny)
+        step = (mean_over(start, end, n) - ratio) / slope
         start = np.maximum(start - step, 0.0)
         if np.all(np.abs(step) <= _LAST_STEP * end):
             break
@@ -151,7 +151,7 @@ def _on_both_sides(taken: list[tuple[float, float]], length: float, mean: float,
             return [piece for piece in pieces if piece[1] > 0]
         pieces.append((gap_start, gap))
         length -= gap
-        wanted -= gap * _mean(gap_start, start, n)
+        wanted -= gap * mean_over(gap_start, start, n)
 
 
 def _left_length(
@@ -179,10 +179,10 @@ def _left_length(
 def _both(left: float, start: float, edge: float, length: float, n: int) -> float:
     """Integral of n u^(n-1) over [start - left, start] and [edge, edge + length - left]."""
     right = length - left
-    return left * _mean(start - left, start, n) + right * _mean(edge, edge + right, n)
+    return left * mean_over(start - left, start, n) + right * mean_over(edge, edge + right, n)
 
 
-def _mean(start: Number, end: Number, n: int) -> Number:
+def mean_over(start: Number, end: Number, n: int) -> Number:
     """S(start, end), the mean of n u^(n-1) over [start, end], by Horner's rule."""
     total = power = start * 0 + 1
     for _ in range(n - 1):

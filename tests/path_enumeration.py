@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 from unittest.mock import patch
 
 import torch
-from enumeration import TabledBlock, Tables, prefix_number, text_probability, tuples
+from enumeration import (
+    DraftSets,
+    TabledBlock,
+    Tables,
+    add_continued,
+    draft_sets,
+    independent,
+    prefix_number,
+    text_probability,
+    tuples,
+)
 from torch import Tensor
 
-import warpdraft.verifiers.optimal_block as optimal_block
+import warpdraft.laws as laws_module
 from warpdraft.kernels.noise import Noise, Role
 from warpdraft.kernels.optimal import Selection, plan_selection
 from warpdraft.kernels.ranks import win_probabilities
@@ -46,23 +57,27 @@ class Step:
 class Walk:
     """The formulas of `OptimalBlock`, for one set of paths and one selected path."""
 
-    def __init__(self, tables: Tables, num_bins: int | None) -> None:
+    def __init__(self, tables: Tables, **options: Any) -> None:
         self.tables = tables
-        self.num_bins = num_bins
+        self.options = options
         self._plans: dict[tuple[object, ...], tuple[Tensor, list[float]]] = {}
 
-    def steps(self, paths: Tensor, winners: list[int]) -> tuple[list[Step], float]:
-        """The nodes of the selected path, and the weight of its leaf."""
+    def steps(self, paths: Tensor, drawn: Tensor, winners: list[int]) -> tuple[list[Step], float]:
+        """The nodes of the selected path, and the weight of its leaf; none for winners that are no candidates."""
         vocab = self.tables.target[0].shape[1]
         alive, weight, steps = list(range(len(paths))), 1.0, []
         for depth, winner in enumerate(winners):
-            if winner not in alive:
+            drawing = [path for path in alive if drawn[path, depth]]
+            if not drawing and depth > 0 and not any(winners[depth:]):
+                # an early leaf: one row of winners stands for all that could follow
+                break
+            if winner not in drawing:
                 return [], 0.0
             node = int(prefix_number(paths[winner : winner + 1], depth, vocab))
-            candidates = paths[alive, depth]
+            candidates = paths[drawing, depth]
             selected, chances = self._plan(depth, node, candidates, weight)
             target = self.tables.target[depth][node]
-            steps.append(Step(weight, target, selected, chances[alive.index(winner)]))
+            steps.append(Step(weight, target, selected, chances[drawing.index(winner)]))
             token = int(paths[winner, depth])
             alive = [path for path in alive if int(paths[path, depth]) == token]
             weight = min(1.0, weight * float(target[token] / selected[token]))
@@ -79,10 +94,10 @@ class Walk:
                 draft,
                 torch.tensor([len(candidates)]),
                 weight=torch.tensor([weight], dtype=torch.float64),
-                num_bins=self.num_bins,
+                **self.options,
             )
             chances = win_probabilities(plan.rank_laws(candidates[None])[0])
-            self._plans[key] = plan.law(draft)[0], chances
+            self._plans[key] = plan.law()[0], chances
         return self._plans[key]
 
 
@@ -100,30 +115,41 @@ class PathLaw:
         return float((self.law - self.target).abs().max())
 
 
-def path_law(verifier: Verifier, tables: Tables, num_drafts: int, num_bins: int | None) -> PathLaw:
-    """Run the verifier over all sets of K paths, selected paths and stops."""
+def path_law(
+    verifier: Verifier,
+    tables: Tables,
+    num_drafts: int,
+    drafts: DraftSets | None = None,
+    **options: Any,
+) -> PathLaw:
+    """Run the verifier over all sets of paths, selected paths and stops.
+
+    The paths are K independent ones, unless other `drafts` are given; `options` are those of the verifier's plans.
+    """
     vocab, length = tables.target[0].shape[1], len(tables.draft)
-    every_path = tuples(vocab, length)
-    walk = Walk(tables, num_bins)
+    if drafts is None:
+        drafts = draft_sets(verifier, tables, independent(num_drafts))
+    walk = Walk(tables, **options)
     rows = []
-    for numbers in itertools.product(range(len(every_path)), repeat=num_drafts):
-        paths = every_path[list(numbers)]
-        drafted = float(text_probability(tables.draft, paths).prod())
-        if drafted == 0:
-            continue
-        for winners in itertools.product(range(num_drafts), repeat=length):
-            steps, leaf = walk.steps(paths, list(winners))
+    for paths, drawn, drafted in zip(
+        drafts.paths, drafts.drawn, drafts.weight.tolist(), strict=True
+    ):
+        for winners in itertools.product(range(len(paths)), repeat=length):
+            steps, leaf = walk.steps(paths, drawn, list(winners))
             weight = drafted
             for step in steps:
                 weight *= step.chance
             if steps and weight > 0:
                 rows += [
-                    (paths, winners, *stop) for stop in _stops(steps, leaf, weight) if stop[1] > 0
+                    (paths, drawn, winners, *stop)
+                    for stop in _stops(steps, leaf, weight, length)
+                    if stop[1] > 0
                 ]
     paths = torch.stack([row[0] for row in rows])
-    winners = torch.tensor([row[1] for row in rows])
-    uniform = torch.tensor([row[2] for row in rows], dtype=torch.float64)
-    weight = torch.tensor([row[3] for row in rows], dtype=torch.float64)
+    drawn = torch.stack([row[1] for row in rows])
+    winners = torch.tensor([row[2] for row in rows])
+    uniform = torch.tensor([row[3] for row in rows], dtype=torch.float64)
+    weight = torch.tensor([row[4] for row in rows], dtype=torch.float64)
 
     recovered = torch.zeros(len(rows), vocab, dtype=torch.float64)
 
@@ -137,18 +163,26 @@ def path_law(verifier: Verifier, tables: Tables, num_drafts: int, num_bins: int 
         assert bool((index == 0).all())
         return uniform[noise.sequence[:, None], depth]
 
-    def draw(mass: Tensor, noise: Noise, role: Role, *, depth: int) -> Tensor:
-        assert role is (Role.BONUS if depth == length else Role.RESIDUAL)
+    def draw(
+        mass: Tensor,
+        noise: Noise,
+        role: Role,
+        *,
+        depth: int,
+        path: int,
+        token_ids: Tensor | None,
+    ) -> Tensor:
+        assert role in ((Role.BONUS,) if depth == length else (Role.BONUS, Role.RESIDUAL))
         recovered[noise.sequence] = mass / mass.sum(1, keepdim=True)
         return torch.zeros(len(mass), dtype=torch.int64)
 
     with (
         patch.object(Selection, "select", select),
         patch.object(Noise, "uniform", numbers),
-        patch.object(optimal_block, "draw", draw),
+        patch.object(laws_module, "draw", draw),
     ):
         noise = Noise.create(len(rows), seed=0, device="cpu")
-        verified = verifier.verify(TabledBlock(tables, paths), noise)
+        verified = verifier.verify(TabledBlock(tables, paths, drawn), noise)
 
     law = torch.zeros(vocab ** (length + 1), dtype=torch.float64)
     accepted = verified.num_accepted
@@ -156,12 +190,14 @@ def path_law(verifier: Verifier, tables: Tables, num_drafts: int, num_bins: int 
     for stop in range(length + 1):
         here = accepted == stop
         assert torch.equal(verified.output_token_ids[here, :stop], own_path[here, :stop])
-        _add_continued(law, tables, own_path[here, :stop], recovered[here], weight[here])
+        add_continued(law, tables, own_path[here, :stop], recovered[here], weight[here])
     target = text_probability(tables.target, tuples(vocab, length + 1)).prod(1)
     return PathLaw(law, target, float((weight * (accepted + 1)).sum()))
 
 
-def _stops(steps: list[Step], leaf: float, weight: float) -> list[tuple[list[float], float]]:
+def _stops(
+    steps: list[Step], leaf: float, weight: float, length: int
+) -> list[tuple[list[float], float]]:
     """For every depth at which the walk up can stop: the uniform numbers of all depths, and the chance."""
     chances = [step.stop for step in steps] + [leaf]
     chances[0] = 1.0
@@ -171,20 +207,8 @@ def _stops(steps: list[Step], leaf: float, weight: float) -> list[tuple[list[flo
             chance * (1 - MARGIN) if place == depth else chance + (1 - chance) * MARGIN
             for place, chance in enumerate(chances)
         ]
+        # no number below an early leaf is read
+        numbers += [0.5] * (length + 1 - len(chances))
         stops.append((numbers, weight * chances[depth]))
         weight *= 1 - chances[depth]
     return stops
-
-
-def _add_continued(
-    law: Tensor, tables: Tables, accepted: Tensor, next_law: Tensor, weight: Tensor
-) -> None:
-    """Add the laws of the given rows, continued by plain sampling."""
-    vocab, length = next_law.shape[1], len(tables.target)
-    stop = accepted.shape[1]
-    number = prefix_number(accepted, stop, vocab)
-    prefixes = torch.zeros(vocab**stop, vocab, dtype=torch.float64)
-    prefixes.index_add_(0, number, next_law * weight[:, None])
-    texts = tuples(vocab, length)
-    continued = text_probability(tables.target, texts)[:, stop + 1 :].prod(1)
-    law += prefixes[prefix_number(texts, stop, vocab), texts[:, stop]] * continued

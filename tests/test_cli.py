@@ -22,6 +22,7 @@ from transformers import (
     T5Config,
 )
 
+from warpdraft.bench.bench_speculation import Measurement, recommendation
 from warpdraft.bench.cli import one_line, run
 
 PROMPT = "def add(a, b):"
@@ -186,7 +187,8 @@ def test_bench_spec_prints_and_writes_every_setting(call, folders, tmp_path):
     results = tmp_path / "out.json", tmp_path / "out.csv"
     code, out, _ = call(
         *spec_options(folders, tmp_path),
-        *("--num-drafts", "1,2", "--json", str(results[0]), "--csv", str(results[1])),
+        *("--verifier", "k_seq", "--num-drafts", "1,2"),
+        *("--json", str(results[0]), "--csv", str(results[1])),
     )
     assert code == 0
     assert re.search(r"k_seq +│ +2 +│ +3 +│ +\d\.\d+ ± \d\.\d+", out)
@@ -194,8 +196,104 @@ def test_bench_spec_prints_and_writes_every_setting(call, folders, tmp_path):
     settings = [(line["verifier"], line["num_drafts"]) for line in written]
     assert settings == [("plain", 0), ("k_seq", 1), ("k_seq", 2)]
     assert written[0]["block_efficiency"] == written[0]["ratio_to_plain"] == 1
+    for line in written[1:]:
+        assert len(line["acceptance_by_position"]) == 3
+        assert 0 < line["optimal_acceptance"] <= 1
+        assert set(line["seconds"]) == {"prefill", "draft", "target", "verify", "commit"}
+    assert "fastest: k_seq" in out
     with results[1].open() as stream:
         assert [line["prompts"] for line in csv.DictReader(stream)] == ["3", "3", "3"]
+
+
+def test_bench_spec_sweeps_options_and_plots(call, folders, tmp_path):
+    results, plot = tmp_path / "out.json", tmp_path / "out.png"
+    code, _, _ = call(
+        *spec_options(folders, tmp_path),
+        *("--verifier", "block,optimal_block", "--num-drafts", "1,2", "--batch-size", "2"),
+        *("--selector", "clip,lex", "--structure", "paths,rollover"),
+        *("--json", str(results), "--plot", str(plot)),
+    )
+    assert code == 0
+    written = json.loads(results.read_text())[1:]
+    # one path only for `block`, which has no selector and no need of a tree
+    assert [line["num_drafts"] for line in written if line["verifier"] == "block"] == [1]
+    others = [line for line in written if line["verifier"] == "optimal_block"]
+    assert len(others) == 8
+    assert {(line["selector"], line["structure"]) for line in others} == {
+        (selector, structure) for selector in ("clip", "lex") for structure in ("paths", "rollover")
+    }
+    # a text is a sample, in whatever batch it is
+    assert {line["prompts"] for line in written} == {3}
+    assert all(line["block_efficiency_error"] > 0 for line in written)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_advice_says_where_a_gain_lies_within_its_error():
+    plain = measurement("plain", 0, 1.0, 0.0, 100.0)
+    quick = measurement("k_seq", 2, 2.0, 0.1, 150.0)
+    deep = measurement("optimal_block", 8, 2.2, 0.1, 90.0)
+    assert "within its error" in recommendation([plain, quick, deep])[-1]
+    deep = measurement("optimal_block", 8, 3.0, 0.1, 90.0)
+    fastest, most = recommendation([plain, quick, deep])
+    assert fastest.startswith("fastest: k_seq, 2 x 4, 150.0 tokens/s, 1.50 times plain")
+    assert most.endswith("3.00: 1.00 ± 0.14 more than the fastest")
+    slow = measurement("k_seq", 2, 2.0, 0.1, 50.0)
+    assert "plain sampling is faster" in recommendation([plain, slow])[-1]
+
+
+def measurement(verifier, paths, efficiency, error, speed):
+    return Measurement(
+        verifier=verifier,
+        num_drafts=paths,
+        draft_length=4,
+        prompts=3,
+        emitted_tokens=30,
+        target_calls=10,
+        block_efficiency=efficiency,
+        block_efficiency_error=error,
+        acceptance_rate=None,
+        tokens_per_second=speed,
+        ratio_to_plain=speed / 100,
+        selector=None,
+        num_top=None,
+        structure="paths",
+        node_budget=None,
+        optimal_acceptance=None,
+        acceptance_by_position=[],
+        seconds={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    {
+        "block of two paths": (["--verifier", "block", "--num-drafts", "2"], "block"),
+        "no such selector": (["--verifier", "optimal", "--selector", "best"], "best"),
+        "no such option": (["--verifier", "k_seq", "--selector", "lex"], "selector"),
+        "no such structure": (["--verifier", "k_seq", "--structure", "bush"], "bush"),
+        "budget without a tree": (["--node-budget", "9"], "node_budget"),
+        "layers and a draft": (["--skip", "0"], "--draft-model"),
+    }.values(),
+    ids=str,
+)
+def test_bench_spec_refuses_what_no_verifier_takes(call, folders, tmp_path, options, named):
+    assert_one_line(call(*spec_options(folders, tmp_path), *options), named)
+
+
+def test_a_draft_can_be_the_target_without_layers(call, folders):
+    options = ("--model", folders["target"], "--samples", "100", "--tokens", "1")
+    code, out, _ = call("verify", *options, "--skip", "1", "--prompt", "abc")
+    assert code == 0
+    assert "without layers 1" in out
+    assert_one_line(call("verify", *options, "--skip", "7", "--prompt", "abc"), "[7]")
+    assert_one_line(call("verify", *options, "--prompt", "abc"), "--skip")
+
+
+@pytest.mark.parametrize("arguments", [(), ("bench",)], ids=["warpdraft", "warpdraft bench"])
+def test_no_command_prints_the_help(call, arguments):
+    code, out, err = call(*arguments)
+    assert (code, err) == (0, "")
+    assert f"Usage: {' '.join(['warpdraft', *arguments])}" in out
 
 
 def test_bench_spec_finds_a_bad_setting_before_it_measures(call, folders, tmp_path, monkeypatch):
@@ -215,7 +313,15 @@ def test_bench_kernels_prints_and_writes_every_case(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [("kernels", "--out"), ("spec", "--json"), ("spec", "--csv")], ids=" ".join
+    "command",
+    [
+        ("kernels", "--out"),
+        ("spec", "--json"),
+        ("spec", "--csv"),
+        ("spec", "--plot"),
+        ("verifiers", "--csv"),
+    ],
+    ids=" ".join,
 )
 def test_a_results_file_without_a_folder_is_refused_before_measuring(call, monkeypatch, command):
     monkeypatch.setattr("warpdraft.bench.bench_truncation.run", None)
@@ -341,7 +447,10 @@ def ask_for_help(*command: str) -> tuple[str, float]:
     return result.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-@pytest.mark.parametrize("command", ["generate", "env", "bench", "bench spec", "bench kernels"])
+@pytest.mark.parametrize(
+    "command",
+    ["generate", "verify", "env", "bench", "bench spec", "bench kernels", "bench verifiers"],
+)
 def test_help_does_not_import_torch(command):
     text, _ = ask_for_help(*command.split())
     assert f"Usage: warpdraft {command}" in text

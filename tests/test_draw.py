@@ -371,3 +371,51 @@ def test_a_field_missing_from_the_counter_is_caught(field, monkeypatch):
 
     monkeypatch.setattr(noise_module, "_layout", without)
     assert p_of_independence(8, *PAIRS[field], 2000) < P_CAUGHT
+
+
+# ---- the support alone
+
+
+def support_of(mass, extra=0):
+    """Masses and token ids of each row's support, ascending, with columns of mass 0 behind it."""
+    width = int((mass != 0).sum(1).max()) + extra
+    token_ids = torch.full((len(mass), width), mass.shape[1] - 1)
+    few = mass.new_zeros(len(mass), width)
+    for row, values in enumerate(mass):
+        found = values.nonzero().squeeze(1)
+        token_ids[row, : len(found)] = found
+        few[row, : len(found)] = values[found]
+    return few, token_ids
+
+
+@pytest.mark.parametrize("role", module.DRAWS)
+@pytest.mark.parametrize(("vocab", "support"), [(1, 1), (31, 5), (5000, 40), (9000, DIRECT)])
+def test_support_draws_the_tokens_of_the_whole_row(vocab, support, role):
+    mass = masses(60, vocab, support)
+    mass[:20] = mass[:20].where(torch.arange(vocab) % 2 == 0, 0)
+    mass[0] = 0
+    depth, path = torch.arange(60) % 5, torch.arange(60) % 4
+    noise = noise_of(60)
+    whole = draw(mass, noise, role, depth=depth, path=path)
+    few, token_ids = support_of(mass, extra=min(3, DIRECT - support))
+    column = draw(few, noise, role, depth=depth, path=path, token_ids=token_ids)
+    assert int(column[0]) == int(whole[0]) == -1
+    tokens = token_ids.gather(1, column.clamp_min(0)[:, None]).squeeze(1)
+    assert torch.equal(tokens[whole >= 0], whole[whole >= 0])
+    assert torch.equal(column < 0, whole < 0)
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
+def test_support_with_a_bad_mass_has_no_token(bad):
+    few = torch.tensor([[0.5, bad], [0.5, 0.5]])
+    column = draw(few, noise_of(2), Role.PLAIN, token_ids=torch.tensor([[3, 9], [3, 9]]))
+    assert int(column[0]) == -1
+    assert int(column[1]) in (0, 1)
+
+
+def test_support_of_too_many_columns_is_refused():
+    few = torch.ones(1, DIRECT + 1)
+    with pytest.raises(ValueError, match=f"at most {DIRECT} columns"):
+        draw(few, noise_of(1), Role.PLAIN, token_ids=torch.arange(DIRECT + 1)[None])
+    with pytest.raises(ValueError, match=r"like mass .* got \[1, 2\] and \[1, 3\]"):
+        draw(few[:, :3], noise_of(1), Role.PLAIN, token_ids=torch.arange(2)[None])

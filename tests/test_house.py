@@ -253,7 +253,7 @@ def test_constraints_satisfy_the_requirements():
             requirement = Requirement(line)
             pinned[requirement.name] = next(iter(requirement.specifier)).version
     extras = PYPROJECT["project"]["optional-dependencies"]
-    wanted = PYPROJECT["project"]["dependencies"] + extras["test"] + extras["plots"]
+    wanted = PYPROJECT["project"]["dependencies"] + extras["test"]
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(pinned[requirement.name]), requirement
 

@@ -255,7 +255,7 @@ def enumerated_selection(monkeypatch, target, draft, candidates, alive):
     ]
     recovered = []
 
-    def draw(mass, noise, role, *, depth):
+    def draw(mass, noise, role, *, depth, token_ids=None):
         assert role is Role.RESIDUAL
         assert depth == 2
         recovered.extend(mass / mass.sum(1, keepdim=True))

@@ -130,7 +130,7 @@ def test_statistics_count_every_emitted_token() -> None:
     assert 1 <= stats.block_efficiency <= 5
     assert stats.drafted_tokens == sum(stats.drafted_by_position)
     assert stats.accepted_tokens == sum(stats.accepted_by_position)
-    assert set(stats.seconds) == {"prefill", "draft", "target", "verify"}
+    assert set(stats.seconds) == {"prefill", "draft", "target", "verify", "commit"}
 
 
 @pytest.mark.parametrize("draft_width", [48, 80])

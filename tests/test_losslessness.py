@@ -22,10 +22,11 @@ import warpdraft.loop as loop
 import warpdraft.truncation as truncation
 from warpdraft.drafting import DraftPaths, draft_paths
 from warpdraft.kernels.noise import Noise
-from warpdraft.laws import LawPipeline
+from warpdraft.laws import Law, LawPipeline
 from warpdraft.loop import LoopOptions, generate_tokens
 from warpdraft.processors import ProcessorStack
 from warpdraft.rules import MinP, TopH, TopP
+from warpdraft.structures import LevelLaws
 
 # at most 50 comparisons: less than one false alarm in a million runs with other seeds
 ALARM = 1e-6 / 50
@@ -104,7 +105,8 @@ def generated(target, draft, prompts, options, rules=(), temperature=1.0):
     width = max(len(prompt) for prompt in prompts)
     padded = [[PAD] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    settings = {"max_length": width + TOKENS + 1, "pad_token_id": PAD, "seed": 1, **options}
+    settings = {"max_length": width + TOKENS + 1, "pad_token_id": PAD, "seed": 1}
+    settings |= {"verifier": "k_seq", **options}
     pipeline = LawPipeline(ProcessorStack([]), rules)
     pipeline.temperature = temperature
     result = generate_tokens(
@@ -159,6 +161,28 @@ def test_text_has_the_law_of_plain_sampling(target, draft, temperature, rules, k
     for position in range(TOKENS):
         others = tuple(axis for axis in range(TOKENS) if axis != position)
         assert p_value(pooled.sum(others), law.sum(others)) > ALARM
+
+
+DRAFTED = {
+    "k_seq": {},
+    "k_seq, rollover": {"verifier": "k_seq", "structure": "rollover", "node_budget": 8},
+    "optimal, rollover, paths": {
+        "verifier": "optimal",
+        "structure": "rollover",
+        "layout": "paths",
+    },
+    "optimal_block": {"verifier": "optimal_block"},
+    "optimal_block, rollover": {"verifier": "optimal_block", "structure": "rollover"},
+}
+
+
+@pytest.mark.parametrize("options", DRAFTED.values(), ids=DRAFTED.keys())
+def test_every_way_to_draft_has_the_law_of_plain_sampling(target, draft, options):
+    law = text_law(target, PROMPT, 1.0, top_h_090)
+    options = {"num_drafts": 3, "draft_length": 3, "seed": 5, **options}
+    token_ids, stats = generated(target, draft, [PROMPT] * ROWS, options, [TopH(0.9)])
+    assert 0.2 < stats.acceptance_rate < 0.95, "the drafts test nothing"
+    assert p_value(count(token_ids), law) > ALARM
 
 
 def test_the_laws_under_test_are_neither_flat_nor_narrow(target):
@@ -252,17 +276,17 @@ def test_noise_without_sequence_is_noticed(target, draft, monkeypatch):
 
 
 def test_raw_draft_law_is_noticed(target, draft, monkeypatch):
-    def with_raw_laws(model, texts, unread, *, pipeline, **options):
+    def with_raw_laws(branches, texts, unread, drafter, *, pipeline, **options):
         raw = []
 
         class Recording:
             def after(self, texts, rows, drafted, logits):
-                raw.append(torch.softmax(logits.float() / pipeline.temperature, dim=-1))
+                raw.append(Law.of_probs(torch.softmax(logits.float() / pipeline.temperature, -1)))
                 return pipeline.after(texts, rows, drafted, logits)
 
-        paths = draft_paths(model, texts, unread, pipeline=Recording(), **options)
-        laws = [law.view_as(processed) for law, processed in zip(raw, paths.laws, strict=True)]
-        return DraftPaths(paths.token_ids, laws)
+        paths = draft_paths(branches, texts, unread, drafter, pipeline=Recording(), **options)
+        laws = [LevelLaws(law, level.row) for law, level in zip(raw, paths.laws, strict=True)]
+        return DraftPaths(paths.tree, laws)
 
     # a rule that leaves few tokens, so that the laws before and after it differ much
     strict = {"rules": [MinP(0.4)], "kept": lambda probs: probs >= 0.4 * probs.max()}

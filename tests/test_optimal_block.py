@@ -32,10 +32,10 @@ def solved_once(monkeypatch):
     solve = kernel._solve
     solved = {}
 
-    def solve_once(mass, target_mass, n):
-        key = mass.tobytes(), target_mass.tobytes(), n
+    def solve_once(mass, target_mass, *options):
+        key = mass.tobytes(), target_mass.tobytes(), *options
         if key not in solved:
-            solved[key] = solve(mass, target_mass, n)
+            solved[key] = solve(mass, target_mass, *options)
         return solved[key]
 
     monkeypatch.setattr(kernel, "_solve", solve_once)
@@ -57,9 +57,93 @@ def tables_of(vocab, length, seed, *, equal=False):
 @on_sizes
 def test_block_has_the_target_law(vocab, num_drafts, length, seed, num_bins):
     tables = tables_of(vocab, length, seed)
-    found = path_law(OptimalBlock(num_bins), tables, num_drafts, num_bins)
+    found = path_law(OptimalBlock(num_bins), tables, num_drafts, num_bins=num_bins)
     assert found.deviation < 1e-12
     assert 1 <= found.expected_tokens <= length + 1
+
+
+@on_seeds
+@on_sizes
+def test_block_of_the_lex_selector_has_the_target_law(vocab, num_drafts, length, seed):
+    tables = tables_of(vocab, length, seed)
+    for num_bins in (None, 4):
+        options = {"num_bins": num_bins, "selector": "lex"}
+        found = path_law(OptimalBlock(**options), tables, num_drafts, **options)
+        assert found.deviation < 1e-12
+    if num_drafts == 1 or length == 1:
+        clip = path_law(OptimalBlock(None), tables, num_drafts, num_bins=None)
+        lex = path_law(OptimalBlock(None, "lex"), tables, num_drafts, num_bins=None, selector="lex")
+        assert lex.expected_tokens == pytest.approx(clip.expected_tokens, abs=1e-7)
+
+
+def test_the_lex_selector_yields_more_where_the_clip_wastes_weight():
+    gains = []
+    for seed in range(8):
+        tables = Tables.random(3, 2, seed, zeros=False)
+        clip, lex = (
+            path_law(
+                OptimalBlock(None, selector), tables, 2, num_bins=None, selector=selector
+            ).expected_tokens
+            for selector in ("clip", "lex")
+        )
+        gains.append(lex - clip)
+    assert np.mean(gains) > 1e-4
+    assert max(gains) > 1e-3
+
+
+def survival_of_every_draft(verifier, tables, num_drafts):
+    """Mean of `survival` over all sets of paths, `[L]`."""
+    vocab, length = tables.target[0].shape[1], len(tables.draft)
+    every = tuples(vocab, length)
+    numbers = tuples(len(every), num_drafts)
+    weight = text_probability(tables.draft, every).prod(1)[numbers].prod(1)
+    drafted = weight > 0
+    survival = verifier.survival(TabledBlock(tables, every[numbers[drafted]]))
+    return weight[drafted] @ survival
+
+
+@pytest.mark.parametrize("selector", ["clip", "lex"])
+@pytest.mark.parametrize(
+    ("vocab", "num_drafts", "length"), [(2, 2, 2), (2, 3, 2), (3, 2, 1), (3, 1, 3)]
+)
+def test_mean_survival_is_what_the_enumeration_yields(vocab, num_drafts, length, selector):
+    for seed in (0, 1):
+        tables = tables_of(vocab, length, seed)
+        options = {"num_bins": 4, "selector": selector}
+        found = path_law(OptimalBlock(**options), tables, num_drafts, **options)
+        survival = survival_of_every_draft(OptimalBlock(**options), tables, num_drafts)
+        assert 1 + float(survival.sum()) == pytest.approx(found.expected_tokens, abs=1e-7)
+        assert bool((survival.diff() <= 0).all())
+
+
+def test_survival_looks_at_no_deeper_token_and_at_draws_only():
+    tables, paths = random_block(20, 3, 3, 3, 9)
+    block = TabledBlock(tables, paths)
+    survival = OptimalBlock().survival(block)
+    last = paths.clone()
+    last[:, :, 2] = 0
+    assert torch.equal(OptimalBlock().survival(TabledBlock(tables, last))[:, :2], survival[:, :2])
+    assert not torch.equal(OptimalBlock().survival(TabledBlock(tables, last)), survival)
+    # path 1 only repeats the first two tokens of path 0: one candidate less on the way
+    paths = paths.clone()
+    paths[:, 1, :2] = paths[:, 0, :2]
+    block = TabledBlock(tables, paths)
+    block.drawn[:, 1, :2] = False
+    fewer = TabledBlock(tables, paths[:, [0, 2]])
+    torch.testing.assert_close(
+        OptimalBlock().survival(block)[:, :2],
+        OptimalBlock().survival(fewer)[:, :2],
+        rtol=0,
+        atol=1e-15,
+    )
+    # below a leaf nothing is accepted
+    block.drawn[:, :, 2] = False
+    assert not OptimalBlock().survival(block)[:, 2].any()
+
+
+def test_selector_is_checked():
+    with pytest.raises(ValueError, match=r"selector must be one of \['clip', 'lex'\], got 'best'"):
+        OptimalBlock(selector="best")
 
 
 @pytest.mark.parametrize(("vocab", "num_drafts", "length"), [(3, 2, 2), (2, 3, 2), (3, 1, 3)])
@@ -85,7 +169,7 @@ def expected_tokens(verifier, tables, num_drafts):
 @on_sizes
 def test_yields_at_least_as_much_as_verification_node_by_node(vocab, num_drafts, length, seed):
     tables = tables_of(vocab, length, seed)
-    tokens = path_law(OptimalBlock(None), tables, num_drafts, None).expected_tokens
+    tokens = path_law(OptimalBlock(None), tables, num_drafts, num_bins=None).expected_tokens
     by_node = expected_tokens(Optimal(None), tables, num_drafts)
     assert tokens >= by_node - 1e-7
     assert by_node >= expected_tokens(KSeq(), tables, num_drafts) - 1e-7
@@ -96,7 +180,9 @@ def test_yields_at_least_as_much_as_verification_node_by_node(vocab, num_drafts,
 @on_seeds
 def test_more_paths_yield_more(seed):
     tables = tables_of(2, 2, 2 * seed)
-    tokens = [path_law(OptimalBlock(None), tables, k, None).expected_tokens for k in (1, 2, 3)]
+    tokens = [
+        path_law(OptimalBlock(None), tables, k, num_bins=None).expected_tokens for k in (1, 2, 3)
+    ]
     assert tokens[0] < tokens[1] < tokens[2]
 
 
@@ -111,12 +197,12 @@ def with_weight_of_the_root(target, draft, count, weight, **options):
     return plan_selection(target, draft, count, weight=torch.ones_like(weight), **options)
 
 
-def without_weight(plan, target, draft, weight):
-    return (target - plan.law(draft)).clamp_min(0)
+def without_weight(plan):
+    return (plan.target_probs - plan.law()).clamp_min(0)
 
 
-def against_the_draft(plan, target, draft, weight):
-    return (weight[:, None] * target - draft).clamp_min(0)
+def against_the_draft(plan):
+    return (plan.weight[:, None] * plan.target_probs - plan.draft_probs).clamp_min(0)
 
 
 MUTATIONS = {
@@ -130,9 +216,9 @@ MUTATIONS = {
 @pytest.mark.parametrize(("owner", "name", "wrong"), MUTATIONS.values(), ids=MUTATIONS.keys())
 def test_mutations_are_noticed(monkeypatch, owner, name, wrong):
     tables = tables_of(2, 2, 0)
-    assert path_law(OptimalBlock(), tables, 3, 64).deviation < 1e-12
+    assert path_law(OptimalBlock(), tables, 3, num_bins=64).deviation < 1e-12
     monkeypatch.setattr(owner, name, wrong)
-    assert path_law(OptimalBlock(), tables, 3, 64).deviation > 1e-3
+    assert path_law(OptimalBlock(), tables, 3, num_bins=64).deviation > 1e-3
 
 
 # ---- real noise

@@ -2,22 +2,195 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from enumeration import ScriptedVerifier, TabledBlock, Tables, block_law, random_laws, without_token
+from enumeration import (
+    ScriptedVerifier,
+    TabledBlock,
+    Tables,
+    block_law,
+    draft_sets,
+    independent,
+    node_law,
+    optimum_of_drafts,
+    random_laws,
+    without_token,
+)
+from path_enumeration import path_law
+from test_k_seq import NODES
 
+import warpdraft.kernels.optimal as optimal_kernel
 import warpdraft.verifiers.k_seq as k_seq
 from warpdraft.kernels.k_seq import k_seq_plan
 from warpdraft.kernels.noise import Noise
 from warpdraft.kernels.support import BAD_PARAMETER, EMPTY, NAN, POSITIVE_INFINITY
+from warpdraft.laws import Law
 from warpdraft.rules import MinP, TopH, TopP
 from warpdraft.truncation import truncate
-from warpdraft.verification import VERIFIERS, get_verifier, verify_block
+from warpdraft.verification import VERIFIERS, NodeVerifier, get_verifier, verify_block
 from warpdraft.verifiers.k_seq import KSeq
+from warpdraft.verifiers.optimal import Optimal
 
 # vocabulary, K, L
 SIZES = [(2, 2, 2), (3, 2, 2), (2, 3, 2), (2, 2, 3), (4, 2, 1), (3, 3, 1), (3, 1, 3)]
 on_sizes = pytest.mark.parametrize(("vocab", "num_drafts", "length"), SIZES)
+
+
+# every verifier that settles node by node, and hybrid drafts
+NODE_VERIFIERS = {
+    **{name: rule for name in VERIFIERS if isinstance(rule := get_verifier(name), NodeVerifier)},
+    "optimal, one top token": get_verifier("optimal", num_top=1),
+    "optimal, two top tokens": get_verifier("optimal", num_top=2),
+    "optimal, lex": get_verifier("optimal", selector="lex"),
+}
+on_verifiers = pytest.mark.parametrize("rule", NODE_VERIFIERS.values(), ids=NODE_VERIFIERS.keys())
+on_verifiers_of_iid_drafts = pytest.mark.parametrize(
+    "rule",
+    [rule for rule in NODE_VERIFIERS.values() if rule.drafts == "iid" and rule.num_top(3) == 0],
+    ids=lambda rule: rule.name,
+)
+
+
+@pytest.fixture(autouse=True)
+def solved_once(monkeypatch):
+    """Enumerations meet few different nodes: each selection is solved once."""
+    solve, solved = optimal_kernel._solve, {}
+
+    def solve_once(*arguments):
+        key = tuple(each.tobytes() if isinstance(each, np.ndarray) else each for each in arguments)
+        if key not in solved:
+            solved[key] = solve(*arguments)
+        return solved[key]
+
+    monkeypatch.setattr(optimal_kernel, "_solve", solve_once)
+
+
+def rollover(paths):
+    """Two draws at the root, three at the level below, shared out by what the root drew.
+
+    Equal root tokens: all three at their node, one more than paths came there. Else the larger token takes two of them;
+    where it came first it takes all, and the other one is a leaf.
+    """
+    if paths == ((),):
+        return [0, 0]
+    if len(paths[0]) > 1:
+        return list(range(len(paths)))
+    first, second = paths
+    if first == second:
+        return [0, 1, 0]
+    return [0, 0, 0] if first > second else [0, 1, 1]
+
+
+def branching(paths):
+    """Two draws at the root; below the first of them two, below the other none where its token is 0."""
+    if paths == ((),):
+        return [0, 0]
+    return [0, 0] if len(paths) == 1 or paths[1] == (0,) else [0, 0, 1]
+
+
+# ---- one node of every verifier
+
+
+# every kind of node; the tests of each verifier have more
+KINDS = ("random", "zeros in both", "equal", "disjoint", "one-hot target", "one-hot draft")
+
+
+@pytest.mark.parametrize("node", [NODES[kind] for kind in KINDS], ids=KINDS)
+@on_verifiers
+def test_emitted_token_has_the_target_law_and_its_drafts_bound_it(rule, node):
+    num_drafts = 3
+    target, draft = node
+    law, acceptance = node_law(rule, target, draft, num_drafts)
+    torch.testing.assert_close(law, target, rtol=0, atol=1e-12)
+    expected = float(rule.expected_acceptance(target[None], draft[None], num_drafts))
+    # the grid of `optimal` can recover a candidate, which is not expected; the others' formulas are exact
+    if isinstance(rule, Optimal):
+        assert acceptance - 3e-2 < expected < acceptance + 1e-12
+    else:
+        assert expected == pytest.approx(acceptance, abs=1e-12)
+    assert acceptance < optimum_of_drafts(rule, target, draft, num_drafts) + 1e-12
+
+
+@on_verifiers
+def test_a_support_alone_gives_the_same_token(rule):
+    rows, vocab, width = 200, 40, 6
+    generator = torch.Generator().manual_seed(3)
+    token_ids = torch.rand(rows, vocab, generator=generator).argsort(1)[:, :width].sort(1).values
+    laws = [random_laws(rows, width, seed=seed, spread=0.7) for seed in (1, 2)]
+    whole = [torch.zeros(rows, vocab).double().scatter(1, token_ids, law) for law in laws]
+    num_top = rule.num_top(3)
+    order = laws[1].argsort(dim=1, descending=True, stable=True)
+    candidates = torch.cat([order[:, :num_top], order[:, num_top:3].flip(1)], dim=1)
+    alive = torch.ones_like(candidates, dtype=torch.bool)
+    noise = Noise.create(rows, seed=1, device="cpu")
+    column = rule.select(*laws, candidates, alive, noise, 0, token_ids)
+    token = rule.select(*whole, token_ids.gather(1, candidates), alive, noise, 0)
+    assert torch.equal(token_ids.gather(1, column[:, None]).squeeze(1), token)
+
+
+# ---- a block of every verifier
+
+
+def check_block(rule, tables, drafts, num_drafts=0):
+    """The law of the block, and its acceptance by depth from `survival`."""
+    block = block_law(rule, tables, num_drafts, drafts)
+    assert float(block.chance.sum()) == pytest.approx(1, abs=1e-12)
+    assert block.deviation < 1e-12
+    survival = drafts.survival(rule, tables)
+    torch.testing.assert_close(survival, block.survival, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("zeros", [False, True], ids=["full support", "zeros in both laws"])
+@pytest.mark.parametrize(
+    ("vocab", "num_drafts", "length"), [(3, 2, 2), (2, 3, 2), (2, 2, 3), (3, 3, 1)]
+)
+@on_verifiers
+def test_block_of_independent_paths_has_the_law_of_plain_sampling(
+    rule, vocab, num_drafts, length, zeros
+):
+    # where candidates are distinct, each of them is continued by a single path
+    tables = Tables.random(vocab, length, seed=3, zeros=zeros)
+    check_block(rule, tables, draft_sets(rule, tables, independent(num_drafts)))
+
+
+@pytest.mark.parametrize("seed", [0, 1], ids=["full support", "zeros in both laws"])
+@on_verifiers
+def test_block_with_branches_and_early_leaves_has_the_law_of_plain_sampling(rule, seed):
+    tables = Tables.random(3, 2, seed, zeros=seed == 1)
+    check_block(rule, tables, draft_sets(rule, tables, branching))
+
+
+@pytest.mark.parametrize("seed", [0, 1], ids=["full support", "zeros in both laws"])
+@on_verifiers_of_iid_drafts
+def test_block_of_a_rollover_tree_has_the_law_of_plain_sampling(rule, seed):
+    tables = Tables.random(3, 2, seed, zeros=seed == 1)
+    check_block(rule, tables, draft_sets(rule, tables, rollover))
+
+
+@pytest.mark.parametrize("seed", [0, 1], ids=["full support", "zeros in both laws"])
+@pytest.mark.parametrize("tree", [rollover, branching], ids=["rollover", "branching"])
+@pytest.mark.parametrize("selector", ["clip", "lex"])
+def test_block_verification_of_a_tree_has_the_law_of_plain_sampling(selector, tree, seed):
+    tables = Tables.random(3, 2, seed, zeros=seed == 1)
+    rule = get_verifier("optimal_block", selector=selector)
+    drafts = draft_sets(rule, tables, tree)
+    found = path_law(rule, tables, 0, drafts, selector=selector)
+    assert found.deviation < 1e-12
+    expected = 1 + float(drafts.survival(rule, tables).sum())
+    assert found.expected_tokens == pytest.approx(expected, abs=1e-7)
+
+
+def test_draws_that_look_at_themselves_are_noticed():
+    # a further draw at the root until two differ: the number of draws depends on the draws
+    tables = Tables.random(3, 1, seed=0, zeros=False)
+    drafts = draft_sets(KSeq(), tables, independent(3))
+    first, second = drafts.paths[:, 0, 0], drafts.paths[:, 1, 0]
+    drawn = drafts.drawn.clone()
+    drawn[first != second, 2] = False
+    paths = drafts.paths.masked_fill(~drawn, -1)
+    stopped = replace(drafts, paths=paths, drawn=drawn)
+    assert block_law(KSeq(), tables, 3, stopped).deviation > 1e-3
 
 
 # ---- the law of a block, exactly
@@ -133,7 +306,7 @@ def test_bonus_from_the_draft_is_noticed(tables, monkeypatch):
 
     def target(self, rows, path, depth):
         law = real(self, rows, path, depth)
-        return bonus[self._prefix(rows, path, depth)] if depth == 2 else law
+        return Law.of_probs(bonus[self._prefix(rows, path, depth)]) if depth == 2 else law
 
     monkeypatch.setattr(TabledBlock, "target", target)
     assert deviation(tables, 2) > 1e-4
@@ -149,8 +322,8 @@ def test_raw_draft_law_is_noticed(tables):
 def test_dead_paths_among_the_candidates_are_noticed(tables, monkeypatch):
     real = ScriptedVerifier.select
 
-    def with_all_paths(self, target, draft, candidates, alive, noise, depth):
-        return real(self, target, draft, candidates, torch.ones_like(alive), noise, depth)
+    def with_all_paths(self, target, draft, candidates, alive, *rest):
+        return real(self, target, draft, candidates, torch.ones_like(alive), *rest)
 
     monkeypatch.setattr(ScriptedVerifier, "select", with_all_paths)
     assert deviation(tables, 2) > 1e-4
@@ -195,6 +368,7 @@ class GivenLaws:
 
     def __init__(self, target, draft, token_ids, node_index, rules, temperature):
         self.draft_token_ids = token_ids
+        self.drawn = torch.ones_like(token_ids, dtype=torch.bool)
         self.status = torch.zeros(len(token_ids), dtype=torch.int8)
         self.node_index = node_index
         self.laws = [self.of(logits, rules, temperature) for logits in (target, draft)]
@@ -209,10 +383,10 @@ class GivenLaws:
         return torch.stack(columns, dim=1)
 
     def target(self, rows, path, depth):
-        return self.laws[0][rows, self.node_index[rows, path, depth]]
+        return Law.of_probs(self.laws[0][rows, self.node_index[rows, path, depth]])
 
     def draft(self, rows, path, depth):
-        return self.laws[1][rows, self.node_index[rows, path, depth]]
+        return Law.of_probs(self.laws[1][rows, self.node_index[rows, path, depth]])
 
 
 SETTINGS = {
@@ -233,7 +407,9 @@ SETTINGS = {
 def test_verify_block_weighs_the_processed_laws(dtype, rules, temperature):
     arguments = drafted(dtype)
     for seed in range(4):
-        block = verify_block(*arguments, rules=rules, temperature=temperature, seed=seed)
+        block = verify_block(
+            *arguments, verifier="k_seq", rules=rules, temperature=temperature, seed=seed
+        )
         assert block.output_token_ids.shape == (BATCH, LENGTH + 1)
         assert block.output_token_ids.dtype == torch.int64
         assert (
@@ -242,6 +418,35 @@ def test_verify_block_weighs_the_processed_laws(dtype, rules, temperature):
         assert not block.status.any()
         noise = Noise.create(BATCH, seed=seed, device="cpu")
         assert_same(block, KSeq().verify(GivenLaws(*arguments, rules, temperature), noise))
+
+
+def drafted_for(name):
+    """Arguments of `verify_block` that the verifier takes."""
+    target, draft, token_ids, node_index = drafted()
+    paths = 1 if name == "block" else PATHS
+    return target, draft, token_ids[:, :paths], node_index[:, :paths]
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+def test_supports_alone_give_what_whole_laws_give(name):
+    arguments, rules = drafted_for(name), [TopH(0.9)]
+    for seed in range(10):
+        block = verify_block(*arguments, verifier=name, rules=rules, seed=seed)
+        noise = Noise.create(BATCH, seed=seed, device="cpu")
+        assert_same(block, get_verifier(name).verify(GivenLaws(*arguments, rules, 1.0), noise))
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+def test_a_row_without_a_law_is_alone_for_every_verifier(name):
+    arguments = drafted_for(name)
+    sound = verify_block(*arguments, verifier=name, seed=5)
+    broken = arguments[0].clone()
+    broken[2, :, 3] = torch.nan
+    block = verify_block(broken, *arguments[1:], verifier=name, seed=5)
+    assert block.status.tolist() == [0, 0, NAN, 0, 0]
+    assert block.output_token_ids[2].tolist() == [-1] * (LENGTH + 1)
+    others = torch.tensor([0, 1, 3, 4])
+    assert torch.equal(block.output_token_ids[others], sound.output_token_ids[others])
 
 
 def test_shared_nodes_give_what_separate_nodes_give():

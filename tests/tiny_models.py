@@ -8,12 +8,13 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
 )
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "gpt2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "gpt2", "mistral")
 
 
 def tiny_model(
@@ -52,6 +53,7 @@ def tiny_model(
             sliding_window=8,
             layer_types=["sliding_attention"] * (layers - 1) + ["full_attention"],
         ),
+        "mistral": lambda: MistralConfig(**shape, sliding_window=8),
         "gpt2": lambda: GPT2Config(
             vocab_size=vocab,
             n_embd=32,

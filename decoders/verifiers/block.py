@@ -12,15 +12,12 @@ class Block(OptimalBlock):
     """Sun et al., ICLR 2025, arXiv 2403.10444: `OptimalBlock` with nothing to select, every p the draft's law."""
 
     name = "block"
+    most_drafts = 1
 
     def __init__(self) -> None:
         super().__init__()
 
     def verify(self, block: DraftBlock, noise: Noise) -> VerifiedBlock:
         """Verify one path a row; ValueError for more."""
-        num_drafts = block.draft_token_ids.shape[1]
-        if num_drafts != 1:
-            raise ValueError(
-                f'verifier "block" takes num_drafts=1, got {num_drafts}: use "optimal_block"'
-            )
+        self.check_paths(block.draft_token_ids.shape[1], rollover=False)
         return super().verify(block, noise)

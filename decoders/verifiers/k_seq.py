@@ -24,6 +24,7 @@ class KSeq(NodeVerifier):
         alive: Tensor,
         noise: Noise,
         depth: int,
+        token_ids: Tensor | None = None,
     ) -> Tensor:
         """Try the survivors' tokens in path order; recover from the residual if none is accepted."""
         plan = k_seq_plan(target_probs, draft_probs, alive.sum(1))
@@ -36,10 +37,18 @@ class KSeq(NodeVerifier):
         rejected = (~accepted.any(1)).nonzero().squeeze(1)
         if len(rejected) > 0:
             residual = residual_mass(plan, target_probs, draft_probs)[rejected]
-            tokens[rejected] = draw(residual, noise.select(rejected), Role.RESIDUAL, depth=depth)
+            tokens[rejected] = draw(
+                residual,
+                noise.select(rejected),
+                Role.RESIDUAL,
+                depth=depth,
+                token_ids=None if token_ids is None else token_ids[rejected],
+            )
         return tokens
 
-    def law(self, target_probs: Tensor, draft_probs: Tensor, candidates: Tensor) -> Tensor:
+    def law(
+        self, target_probs: Tensor, draft_probs: Tensor, candidates: Tensor, depth: int = 0
+    ) -> Tensor:
         """Acceptance in turn, then the residual."""
         target, draft = target_probs[None], draft_probs[None]
         plan = k_seq_plan(target, draft, candidates.new_tensor([len(candidates)]))

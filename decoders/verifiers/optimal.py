@@ -1,4 +1,4 @@
-"""Optimal transport at every node: the most candidates that any rule for i.i.d. drafts accepts."""
+"""Optimal transport at every node: the most candidates that any rule for such drafts accepts."""
 
 from __future__ import annotations
 
@@ -7,22 +7,51 @@ from torch import Tensor
 
 from warpdraft.kernels.draw import draw
 from warpdraft.kernels.noise import Noise, Role
-from warpdraft.kernels.optimal import NUM_BINS, plan_selection, target_where_exhausted
+from warpdraft.kernels.optimal import (
+    NUM_BINS,
+    SELECTORS,
+    Selection,
+    Selector,
+    plan_selection,
+    target_where_exhausted,
+)
 from warpdraft.kernels.ranks import win_probabilities
+from warpdraft.kernels.ratio_grid import row_sums
+from warpdraft.kernels.top_tokens import mass_of, top_tokens, without_tokens
 from warpdraft.verification import NodeVerifier
 
 
 class Optimal(NodeVerifier):
     """Select the survivor of largest rank, then verify it like a single draft from the selection law.
 
+    With hybrid drafts the first m of the root's K candidates are A, the draft's m most likely tokens, and the others
+    are drawn from p', the draft's law without A. One of those n = K - m is selected and verified; it is optimal for
+    the target on the other tokens, and what is recovered may lie in A, which counts as accepted:
+
+        acceptance = target(A) + 1 + min over sets S outside A of [target(S) - p'(S)^n]
+
     Attributes:
-        num_bins: of the grid of ratios; None sorts every row and attains alpha* up to rounding.
+        num_bins: of the grid of ratios; None sorts every row and attains the optimum up to rounding.
+        selector: "clip" or "lex": two selection laws that accept equally often.
+        most_top: at most so many of the root's candidates are the draft's most likely tokens.
     """
 
     name = "optimal"
 
-    def __init__(self, num_bins: int | None = NUM_BINS) -> None:
+    def __init__(
+        self, num_bins: int | None = NUM_BINS, selector: Selector = "clip", num_top: int = 0
+    ) -> None:
         self.num_bins = check_num_bins(num_bins)
+        self.selector = check_selector(selector)
+        if not isinstance(num_top, int) or isinstance(num_top, bool):
+            raise TypeError(f"num_top must be an int, got {num_top!r}")
+        if num_top < 0:
+            raise ValueError(f"num_top must be at least 0, got {num_top}")
+        self.most_top = num_top
+
+    def num_top(self, num_drafts: int) -> int:
+        """m; one candidate at least stays random, so that a single path is drafted as ever."""
+        return min(self.most_top, num_drafts - 1)
 
     def select(
         self,
@@ -32,46 +61,86 @@ class Optimal(NodeVerifier):
         alive: Tensor,
         noise: Noise,
         depth: int,
+        token_ids: Tensor | None = None,
     ) -> Tensor:
         """Accept the selected candidate with probability min(1, target / p), else recover from (target - p)+."""
-        plan = plan_selection(target_probs, draft_probs, alive.sum(1), num_bins=self.num_bins)
+        num_top = self._num_top_at(depth, candidates.shape[1])
+        if num_top > 0:
+            # a row that lacks one of them has no other token either: p' is zero there
+            draft_probs = without_tokens(draft_probs, candidates[:, :num_top])
+            alive = alive.clone()
+            alive[:, :num_top] = False
+        plan = self._plan(target_probs, draft_probs, alive.sum(1))
         path = plan.select(candidates, alive, noise, depth)
         tokens = candidates.gather(1, path[:, None]).squeeze(1)
         target = target_probs.gather(1, tokens[:, None]).squeeze(1)
         uniform = noise.uniform(Role.ACCEPT, torch.zeros_like(tokens)[:, None], depth=depth)
-        accepted = uniform.squeeze(1) * plan.probs_of(tokens, draft_probs) < target
-        rejected = (~accepted).nonzero().squeeze(1)
+        accepted = uniform.squeeze(1) * plan.probs_of(tokens) < target
+        # where the most likely tokens are all that the draft has, there is no other candidate
+        rejected = (~accepted | ~alive.any(1)).nonzero().squeeze(1)
         if len(rejected) > 0:
-            target_probs, draft_probs = target_probs[rejected], draft_probs[rejected]
-            residual = plan.only(rejected).residual(target_probs, draft_probs)
-            mass = target_where_exhausted(residual, target_probs)
-            tokens[rejected] = draw(mass, noise.select(rejected), Role.RESIDUAL, depth=depth)
+            plan = plan.only(rejected)
+            residual = plan.residual()
+            mass = target_where_exhausted(residual, row_sums(residual), plan.target_probs)
+            tokens[rejected] = draw(
+                mass,
+                noise.select(rejected),
+                Role.RESIDUAL,
+                depth=depth,
+                token_ids=None if token_ids is None else token_ids[rejected],
+            )
         return tokens
 
-    def law(self, target_probs: Tensor, draft_probs: Tensor, candidates: Tensor) -> Tensor:
+    def law(
+        self, target_probs: Tensor, draft_probs: Tensor, candidates: Tensor, depth: int = 0
+    ) -> Tensor:
         """The chance of each candidate to be selected, its acceptance, then the residual."""
         target, draft = target_probs[None], draft_probs[None]
-        count = candidates.new_tensor([len(candidates)])
-        plan = plan_selection(target, draft, count, num_bins=self.num_bins)
-        selected = plan.law(draft)[0]
+        num_top = self._num_top_at(depth, len(candidates))
+        if num_top > 0:
+            # candidates that the draft ran short of change nothing: the last of them is all that p' has
+            draft = without_tokens(draft, candidates[None, :num_top])
+            candidates = candidates[num_top:]
+        plan = self._plan(target, draft, candidates.new_tensor([len(candidates)]))
+        selected = plan.law()[0]
         law = torch.zeros_like(target_probs)
         for token, chance in zip(
             candidates, win_probabilities(plan.rank_laws(candidates[None])[0]), strict=True
         ):
             law[token] += chance * (target_probs[token] / selected[token]).clamp_max(1)
-        residual = target_where_exhausted(plan.residual(target, draft), target)[0]
+        residual = plan.residual()
+        residual = target_where_exhausted(residual, row_sums(residual), target)[0]
         return law + (1 - law.sum()) * residual / residual.sum()
 
     def expected_acceptance(
         self, target_probs: Tensor, draft_probs: Tensor, num_candidates: int
     ) -> Tensor:
-        """Sum of min(p, target), the chance that the selected candidate is accepted: alpha* in the exact form.
+        """Target(A) and the chance that the selected candidate is accepted: the optimum in the exact form.
 
-        There a recovered token is never a candidate; with bins it can be one, at most as often as alpha* is missed.
+        There a recovered token is never a random candidate; with bins it can be one, at most as often as the optimum is
+        missed.
         """
-        count = torch.full((len(target_probs),), num_candidates, device=target_probs.device)
-        plan = plan_selection(target_probs, draft_probs, count, num_bins=self.num_bins)
-        return torch.minimum(plan.law(draft_probs), target_probs).sum(1, dtype=torch.float64)
+        num_top = self._num_top_at(0, num_candidates)
+        top = top_tokens(draft_probs, num_top)
+        certain = mass_of(target_probs, top, draft_probs)
+        if num_top > 0:
+            draft_probs = without_tokens(draft_probs, top)
+        count = torch.full((len(target_probs),), num_candidates - num_top, device=top.device)
+        plan = self._plan(target_probs, draft_probs, count)
+        accepted = torch.minimum(plan.law(), target_probs).sum(1, dtype=torch.float64)
+        return accepted + certain
+
+    def _num_top_at(self, depth: int, num_candidates: int) -> int:
+        return self.num_top(num_candidates) if depth == 0 else 0
+
+    def _plan(self, target_probs: Tensor, draft_probs: Tensor, num_candidates: Tensor) -> Selection:
+        return plan_selection(
+            target_probs,
+            draft_probs,
+            num_candidates,
+            num_bins=self.num_bins,
+            selector=self.selector,
+        )
 
 
 def check_num_bins(num_bins: int | None) -> int | None:
@@ -79,3 +148,10 @@ def check_num_bins(num_bins: int | None) -> int | None:
     if num_bins is not None and num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, or None for the exact form, got {num_bins}")
     return num_bins
+
+
+def check_selector(selector: Selector) -> Selector:
+    """The selector's name, or ValueError."""
+    if selector not in SELECTORS:
+        raise ValueError(f"selector must be one of {sorted(SELECTORS)}, got {selector!r}")
+    return selector
