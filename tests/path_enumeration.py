@@ -30,7 +30,7 @@ import warpdraft.laws as laws_module
 from warpdraft.kernels.noise import Noise, Role
 from warpdraft.kernels.optimal import Selection, plan_selection
 from warpdraft.kernels.ranks import win_probabilities
-from warpdraft.verification import Verifier
+from warpdraft.verifiers.optimal_block import OptimalBlock
 
 MARGIN = 1e-9
 
@@ -116,20 +116,19 @@ class PathLaw:
 
 
 def path_law(
-    verifier: Verifier,
+    verifier: OptimalBlock,
     tables: Tables,
     num_drafts: int,
     drafts: DraftSets | None = None,
-    **options: Any,
 ) -> PathLaw:
     """Run the verifier over all sets of paths, selected paths and stops.
 
-    The paths are K independent ones, unless other `drafts` are given; `options` are those of the verifier's plans.
+    The paths are K independent ones, unless other `drafts` are given.
     """
     vocab, length = tables.target[0].shape[1], len(tables.draft)
     if drafts is None:
         drafts = draft_sets(verifier, tables, independent(num_drafts))
-    walk = Walk(tables, **options)
+    walk = Walk(tables, num_bins=verifier.num_bins, selector=verifier.selector)
     rows = []
     for paths, drawn, drafted in zip(
         drafts.paths, drafts.drawn, drafts.weight.tolist(), strict=True

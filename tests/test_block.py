@@ -41,7 +41,7 @@ def best_expected_tokens(tables):
 @pytest.mark.parametrize(("vocab", "length"), SIZES)
 def test_block_has_the_target_law_and_yields_the_most(vocab, length, seed):
     tables = tables_of(vocab, length, seed)
-    found = path_law(Block(), tables, 1, num_bins=None)
+    found = path_law(Block(), tables, 1)
     assert found.deviation < 1e-12
     assert found.expected_tokens == pytest.approx(best_expected_tokens(tables), abs=1e-7)
 
@@ -62,7 +62,7 @@ def test_a_residual_against_the_full_target_is_noticed(monkeypatch):
     monkeypatch.setattr(
         Selection, "residual", lambda plan: (plan.target_probs - plan.law()).clamp_min(0)
     )
-    assert path_law(Block(), tables, 1, num_bins=None).deviation > 1e-3
+    assert path_law(Block(), tables, 1).deviation > 1e-3
 
 
 def test_more_than_one_path_is_refused():

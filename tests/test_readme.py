@@ -39,8 +39,8 @@ def test_every_command_and_option_that_it_names_exists():
         commands[name] = group
         for sub_name, sub in getattr(group, "commands", {}).items():
             commands[f"{name} {sub_name}"] = sub
-    named = set(re.findall(r"warpdraft (generate|env|bench \w+)", README))
-    assert named == {"generate", "env", "bench kernels", "bench spec"}
+    named = set(re.findall(r"warpdraft (generate|env|verify|bench \w+)", README))
+    assert named == {"generate", "env", "verify", "bench kernels", "bench spec", "bench verifiers"}
     assert named <= set(commands)
     options = {
         option

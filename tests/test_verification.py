@@ -175,7 +175,7 @@ def test_block_verification_of_a_tree_has_the_law_of_plain_sampling(selector, tr
     tables = Tables.random(3, 2, seed, zeros=seed == 1)
     rule = get_verifier("optimal_block", selector=selector)
     drafts = draft_sets(rule, tables, tree)
-    found = path_law(rule, tables, 0, drafts, selector=selector)
+    found = path_law(rule, tables, 0, drafts)
     assert found.deviation < 1e-12
     expected = 1 + float(drafts.survival(rule, tables).sum())
     assert found.expected_tokens == pytest.approx(expected, abs=1e-7)
