@@ -18,6 +18,7 @@ from scipy.stats import chi2
 from tiny_models import tiny_model
 
 import warpdraft.kernels.noise as noise_module
+import warpdraft.laws as laws
 import warpdraft.loop as loop
 import warpdraft.truncation as truncation
 from warpdraft.drafting import DraftPaths, draft_paths
@@ -48,9 +49,15 @@ def draft():
 
 
 @pytest.fixture(autouse=True)
-def all_rows_at_once(monkeypatch):
-    """Truncate as on other devices: thousands of rows of eight tokens are slow one by one."""
+def all_rows_at_once(monkeypatch, request):
+    """Make laws as on other devices: thousands of rows of eight tokens are slow one by one."""
+    if request.node.originalname == "test_every_way_to_draft_has_the_law_of_plain_sampling":
+        # here row by row, compact laws and all
+        return
     monkeypatch.setattr(truncation.Call, "resolve_rows", truncation.Call.resolve_batch)
+    monkeypatch.setattr(
+        laws, "_law_of_rows", lambda call: laws._law_of_batch(call, with_scores=False)
+    )
 
 
 # ---- the expected law
@@ -285,8 +292,8 @@ def test_raw_draft_law_is_noticed(target, draft, monkeypatch):
                 return pipeline.after(texts, rows, drafted, logits)
 
         paths = draft_paths(branches, texts, unread, drafter, pipeline=Recording(), **options)
-        laws = [LevelLaws(law, level.row) for law, level in zip(raw, paths.laws, strict=True)]
-        return DraftPaths(paths.tree, laws)
+        levels = [LevelLaws(law, level.row) for law, level in zip(raw, paths.laws, strict=True)]
+        return DraftPaths(paths.tree, levels)
 
     # a rule that leaves few tokens, so that the laws before and after it differ much
     strict = {"rules": [MinP(0.4)], "kept": lambda probs: probs >= 0.4 * probs.max()}
