@@ -53,20 +53,20 @@ class Contender:
         label: its name in the tables.
         verifier: with its options.
         structure: of i.i.d. drafts.
-        most_drafts: the largest K that it takes; None for any.
         whole_length: whether the acceptance of a token depends on how many are drafted behind it.
     """
 
     label: str
     verifier: Verifier
     structure: Structure = "paths"
-    most_drafts: int | None = None
     whole_length: bool = False
 
     def takes(self, num_drafts: int) -> bool:
         """Whether there is anything to compare at this K: one path is no tree."""
-        largest = num_drafts if self.most_drafts is None else self.most_drafts
-        return num_drafts <= largest and (num_drafts > 1 or self.structure == "paths")
+        most = self.verifier.most_drafts
+        return (most is None or num_drafts <= most) and (
+            num_drafts > 1 or self.structure == "paths"
+        )
 
 
 def all_contenders() -> list[Contender]:
@@ -78,7 +78,7 @@ def all_contenders() -> list[Contender]:
         Contender("optimal", get("optimal", selector="clip")),
         Contender("optimal lex", get("optimal", selector="lex")),
         Contender("optimal hybrid 1", get("optimal", num_top=1)),
-        Contender("block", get("block"), most_drafts=1),
+        Contender("block", get("block")),
         Contender("traversal", get("traversal"), whole_length=True),
         Contender("optimal_block", get("optimal_block", selector="clip")),
         Contender("optimal_block lex", get("optimal_block", selector="lex")),

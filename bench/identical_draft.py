@@ -35,6 +35,8 @@ def acceptance(pair: ModelPair, num_drafts: int, setting: dict[str, float]) -> G
         pair.target,
         num_drafts=num_drafts,
         draft_length=4,
+        verifier="k_seq",
+        layout="paths",
         do_sample=True,
         top_k=0,
         max_new_tokens=NEW_TOKENS,

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from enumeration import (
+    ScriptedUniform,
     node_law,
     optimal_acceptance,
     random_laws,
@@ -216,21 +217,6 @@ def test_acceptance_lies_between_its_guarantee_and_the_optimum(node, count):
     # the solver's own tolerances are 1e-7: masses of that size are beyond it
     if len(target) <= 4 and count <= 3 and not 0 < float(draft[draft > 0].min()) < 1e-6:
         assert optimum == pytest.approx(transport_optimum(target, draft, count), abs=1e-6)
-
-
-class ScriptedUniform:
-    """Noise of given uniform numbers `[rows, K]`."""
-
-    def __init__(self, numbers):
-        self.numbers = numbers
-
-    def uniform(self, role, index, *, depth, path):
-        assert role is Role.ACCEPT
-        assert path.tolist() == [list(range(path.shape[1]))] * len(path)
-        return self.numbers
-
-    def select(self, rows):
-        return ScriptedUniform(self.numbers[rows])
 
 
 def enumerated_selection(monkeypatch, target, draft, candidates, alive):

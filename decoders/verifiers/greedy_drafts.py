@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from warpdraft.kernels.noise import Noise
-from warpdraft.kernels.top_tokens import top_tokens, without_tokens
+from warpdraft.kernels.top_tokens import mass_of, top_tokens, without_tokens
 
 from .recursive import Recursive
 
@@ -59,5 +59,6 @@ class GreedyDrafts(Recursive):
         """t(A) + sum off A of min(t, d'), A the drafted top tokens: the optimum for these drafts."""
         target, draft = target_probs.double(), draft_probs.double()
         top = top_tokens(draft, min(self.num_top(num_candidates), draft.shape[1]))
-        likely = torch.where(draft.gather(1, top) > 0, target.gather(1, top), 0.0).sum(1)
-        return likely + torch.minimum(target, without_tokens(draft, top)).sum(1)
+        return mass_of(target, top, draft) + torch.minimum(target, without_tokens(draft, top)).sum(
+            1
+        )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from warpdraft.kernels.draw import draw
 from warpdraft.kernels.noise import Noise, Role
-from warpdraft.kernels.top_tokens import top_tokens
+from warpdraft.kernels.top_tokens import mass_of, top_tokens
 from warpdraft.verification import NodeVerifier
 
 
@@ -44,5 +43,4 @@ class TargetOnly(NodeVerifier):
     ) -> Tensor:
         """The target's mass on the draft's n most likely tokens."""
         top = top_tokens(draft_probs, min(num_candidates, draft_probs.shape[1]))
-        target = target_probs.double().gather(1, top)
-        return torch.where(draft_probs.gather(1, top) > 0, target, 0.0).sum(1)
+        return mass_of(target_probs, top, draft_probs)
