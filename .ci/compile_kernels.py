@@ -1,13 +1,13 @@
-"""Compiles every Triton kernel for sm_80, sm_90 and sm_100 and compares what it costs with a table.
+"""Compiles every Triton kernel for NVIDIA's sm_80, sm_90, sm_100 and AMD's gfx942, without a GPU.
 
-    python .ci/compile_kernels.py            compare with .ci/compiled_kernels.csv, exit 1 on a difference
-    python .ci/compile_kernels.py --quick    the same for float32 logits on sm_90 only
-    python .ci/compile_kernels.py --write    write the table of this Triton version
+    python .ci/compile_kernels.py            compare with .ci/compiled_kernels.csv, exit 1 on a regression
+    python .ci/compile_kernels.py --quick    the same for masking and drawing float32 logits on sm_90
+    python .ci/compile_kernels.py --write    renew the rows of the Triton version at hand
 
-No GPU is needed: Triton's wheel brings the assembler. A row is a kernel, its variant and an
-architecture: registers a thread, bytes of spilled registers (which must be 0), bytes of stack, bytes of
-shared memory. Another Triton version allocates registers differently, so its rows are not compared,
-only its spills.
+Triton's wheel brings the assemblers. Which variants there are follows from calls (launches.py). A row holds
+registers a thread, spilled registers (which must be 0), bytes of shared memory, and for the kernels that
+read slices the instructions an element (instructions.py). Every cost may fall and may not rise: registers
+rise by what lowers no occupancy, instructions by at most SLACK. Each Triton version has rows of its own.
 """
 
 from __future__ import annotations
@@ -15,234 +15,248 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import csv
+import functools
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from launches import Variant
 
 TABLE = Path(__file__).with_name("compiled_kernels.csv")
-COLUMNS = ["triton", "kernel", "variant", "architecture", "registers", "spills", "stack", "shared"]
-ARCHITECTURES = (80, 90, 100)
-WARP = 32
 
-VOCAB = 128256
-SLICES = 16
-GROUPS = 4096
+SLACK = 1.03
+"""Instructions an element that another order of the same work may cost."""
 
-# every pointer of a kernel by its name; logits_ptr and out_ptr follow the variant
-POINTERS = {
-    "rows_ptr": "*i64",
-    "bitmask_ptr": "*i32",
-    "parameters_ptr": "*fp64",
-    "valid_ptr": "*i1",
-    "chosen_ptr": "*i32",
-    "collected_ptr": "*i32",
-    "integers_ptr": "*i32",
-    "index_ptr": "*i64",
-    "status_ptr": "*i8",
-    "seed_ptr": "*i64",
-    "sequence_ptr": "*i64",
-    "step_ptr": "*i64",
-    "token_ids_ptr": "*i64",
-}
-ABSENT = {"HAS_ROWS": "rows_ptr", "HAS_BITMASK": "bitmask_ptr", "HAS_VALID": "valid_ptr"}
-SIXTEENS = {"row_stride", "out_stride", "vocab"}
+ARCHITECTURES = ("sm_90", "sm_80", "sm_100", "gfx942")
+
+REGISTERS = 65_536
+"""Registers of a multiprocessor: 512 of each lane of a SIMD on gfx942, which come to as many a wave slot."""
 
 
-class Variant(NamedTuple):
-    """One compiled form of a kernel."""
+class Key(NamedTuple):
+    """What a row of the table is about."""
 
-    module: str
+    triton: str
     kernel: str
-    name: str
-    logits: str
-    flags: dict[str, Any]
-    warps: int
+    variant: str
+    architecture: str
 
 
+class Cost(NamedTuple):
+    """What a variant costs; instructions an element are None where a kernel reads no slices."""
+
+    registers: int
+    spills: int
+    shared: int
+    instructions: float | None
+
+
+@functools.cache
 def variants() -> list[Variant]:
-    """What a call launches for a vocabulary of 128,256."""
-    from warpdraft.kernels.truncation_triton import DRAW_WARPS, SUPPORT_WARPS, WARPS
+    """All variants, those of common calls in float32 first."""
+    import torch
+    from launches import COMMON, OTHERS, variants_of
 
-    plain = {"HAS_ROWS": False, "HAS_BITMASK": False}
-    sums = {"SQUARES": False, "DEVIATION": False, "LEAST": False}
-    every = {"SQUARES": True, "DEVIATION": True, "LEAST": True}
-    stats = {"RESTRICTED": False, "RAW": False, **sums, **plain}
-    support = {
-        "FIRST": True,
-        "BRACKETED": False,
-        "SAMPLE": False,
-        "RAW": False,
-        "HAS_VALID": False,
-        "SLICES": SLICES,
-        "GROUPS": GROUPS,
-        **sums,
-        **plain,
-    }
-    masked = {**plain, "HAS_BITMASK": True}
-    rounds = {"ROUND": 1, "ROUNDS": 2, "SLICES": SLICES, **plain}
-    collect = {"ROUNDS": 2, "SLICES": SLICES, **plain}
-    found = []
-
-    def add(module: str, kernel: str, name: str, flags: dict[str, Any]) -> None:
-        warps = {"support_kernel": SUPPORT_WARPS, "staged_draw_kernel": DRAW_WARPS}
-        # the dtype changes how logits are loaded: that matters where a program loads a slice
-        for logits in ("fp32",) if kernel in warps and name != "first-draw" else ("fp32", "bf16"):
-            found.append(Variant(module, kernel, name, logits, flags, warps.get(kernel, WARPS)))
-
-    add("row_stats_triton", "row_stats_kernel", "first", stats)
-    add("row_stats_triton", "row_stats_kernel", "bitmask", {**stats, **masked})
-    add("row_stats_triton", "row_stats_kernel", "all-sums", {**stats, **every, "RAW": True})
-    add(
-        "row_stats_triton", "row_stats_kernel", "restricted", {**stats, **every, "RESTRICTED": True}
-    )
-    add("support_triton", "support_kernel", "first", support)
-    add("support_triton", "support_kernel", "first-draw", {**support, "SAMPLE": True})
-    add(
-        "support_triton",
-        "support_kernel",
-        "first-draw-all",
-        {**support, **every, **masked, "SAMPLE": True, "RAW": True, "HAS_VALID": True},
-    )
-    add("support_triton", "support_kernel", "262144", {**support, "SLICES": 32})
-    add("support_triton", "support_kernel", "sums", {**support, **every, "FIRST": False})
-    bracketed = {**support, "FIRST": False, "BRACKETED": True}
-    add("support_triton", "support_kernel", "bracket", bracketed)
-    add("support_triton", "support_kernel", "bracket-draw", {**bracketed, "SAMPLE": True})
-    add("prefix_search_triton", "round_kernel", "second", rounds)
-    add("prefix_search_triton", "collect_kernel", "", collect)
-    add("support_triton", "mask_kernel", "", plain)
-    add("support_triton", "mask_kernel", "bitmask", masked)
-    add("draw_triton", "slice_masses_kernel", "", {"HAS_BITMASK": False})
-    draw = {"WHOLE": False, "RAW": False, "SLICES": SLICES, "HAS_BITMASK": False}
-    add("draw_triton", "staged_draw_kernel", "", draw)
-    return found
+    found = [
+        *variants_of(COMMON),
+        *variants_of(OTHERS),
+        # how logits are loaded matters where a program loads a slice of them
+        *(variant for variant in variants_of(COMMON, torch.bfloat16) if variant.elements),
+    ]
+    return list({label(variant): variant for variant in found}.values())
 
 
-def compile_variant(number: int, architecture: int) -> list[str]:
-    """A row of the table, without the version."""
-    import importlib
+def label(variant: Variant) -> tuple[str, str]:
+    """Kernel and variant, as the table names them."""
+    return variant.kernel.__name__, variant.name
 
+
+def wanted(*, quick: bool) -> list[tuple[int, str]]:
+    """Variants by their number, and architectures: all of these for common calls, else the first."""
+    from launches import COMMON, QUICK, variants_of
+
+    common = {label(variant) for variant in variants_of(QUICK if quick else COMMON)}
+    return [
+        (number, architecture)
+        for number, variant in enumerate(variants())
+        for architecture in (ARCHITECTURES if label(variant) in common else ARCHITECTURES[:1])
+        if not quick or (label(variant) in common and architecture == ARCHITECTURES[0])
+    ]
+
+
+def compile_variant(number: int, architecture: str) -> tuple[Key, Cost]:
+    """A row of the table."""
     import triton
+    from instructions import instructions_per_element
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     variant = variants()[number]
-    kernel = getattr(importlib.import_module(f"warpdraft.kernels.{variant.module}"), variant.kernel)
-    constants: dict[str, Any] = dict(variant.flags)
-    for flag, pointer in ABSENT.items():
-        if not variant.flags.get(flag, False):
-            constants[pointer] = None
-    if not variant.flags.get("SAMPLE", True):
-        constants |= dict.fromkeys(
-            [
-                "seed_ptr",
-                "sequence_ptr",
-                "step_ptr",
-                "token_ids_ptr",
-                "logprobs_ptr",
-                "kept_mass_ptr",
-            ]
-        )
-    signature, values, attributes = {}, {}, {}
-    for place, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-            values[(place,)] = constants[name]
-            continue
-        if name in ("logits_ptr", "out_ptr"):
-            signature[name] = f"*{variant.logits}"
-        elif name.endswith("_ptr"):
-            signature[name] = POINTERS.get(name, "*fp32")
-        else:
-            signature[name] = "i64" if name == "program" else "i32"
-        if name.endswith("_ptr") or name in SIXTEENS:
-            attributes[(place,)] = [["tt.divisibility", 16]]
-    compiled = triton.compile(
-        ASTSource(kernel, signature=signature, constexprs=values, attrs=attributes),
-        target=GPUTarget("cuda", architecture, WARP),
-        options={"num_warps": variant.warps},
+    cuda = architecture.startswith("sm_")
+    target = (
+        GPUTarget("cuda", int(architecture[3:]), 32) if cuda else GPUTarget("hip", architecture, 64)
     )
-    usage = resource_usage(compiled.asm["cubin"])
-    name = f"{variant.name}-{variant.logits}".strip("-")
-    label = f"sm_{architecture}"
-    shared = str(compiled.metadata.shared)
-    return [
-        variant.kernel,
-        name,
-        label,
-        usage["REG"],
-        str(spills(compiled)),
-        usage["STACK"],
-        shared,
-    ]
+    compiled = triton.compile(
+        ASTSource(variant.kernel, variant.signature, variant.constants, variant.attributes),
+        target=target,
+        options={"num_warps": variant.num_warps},
+    )
+    name = variant.kernel.__name__
+    text = disassembled(compiled.asm["cubin"]) if cuda else compiled.asm["amdgcn"]
+    registers, spills = nvidia_registers(compiled, text) if cuda else amd_registers(text)
+    instructions = None
+    if variant.elements:
+        elements = variant.elements / (variant.num_warps * target.warp_size)
+        instructions = round(instructions_per_element(name, text, elements), 2)
+    key = Key(triton.__version__, name, variant.name, architecture)
+    return key, Cost(registers, spills, compiled.metadata.shared, instructions)
 
 
-def tool(name: str) -> str:
-    """A program that Triton's wheel brings."""
+def tool(name: str, *arguments: str, binary: bytes) -> str:
+    """What a program of Triton's wheel prints about a binary."""
     import triton
 
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
-
-
-def resource_usage(cubin: bytes) -> dict[str, str]:
-    """REG and STACK of a compiled kernel."""
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(binary)
         file.flush()
-        text = subprocess.check_output([tool("cuobjdump"), "-res-usage", file.name], text=True)
-    return dict(re.findall(r"(REG|STACK):(\d+)", text))
-
-
-def spills(compiled: Any) -> int:
-    """Loads and stores of local memory in the machine code: spilled registers."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        # it warns about every file of the newer format
-        text = subprocess.run(
-            [tool("nvdisasm"), "-c", file.name], check=True, capture_output=True, text=True
+        # nvdisasm warns about every file of the newer format
+        return subprocess.run(
+            [str(program), *arguments, file.name], check=True, capture_output=True, text=True
         ).stdout
-    return len(re.findall(r"\b(?:LDL|STL)\b", text))
+
+
+def disassembled(cubin: bytes) -> str:
+    """The machine code of a kernel as text."""
+    return tool("nvdisasm", "-c", binary=cubin)
+
+
+def nvidia_registers(compiled: Any, text: str) -> tuple[int, int]:
+    """Registers, and loads and stores of local memory: spilled registers and arrays alike."""
+    usage = tool("cuobjdump", "-res-usage", binary=compiled.asm["cubin"])
+    return int(re.findall(r"REG:(\d+)", usage)[0]), len(re.findall(r"\b(?:LDL|STL)\b", text))
+
+
+def amd_registers(text: str) -> tuple[int, int]:
+    """Vector registers, with the accumulation ones that they share a file with, and spilled ones.
+
+    Scalar registers spill to lanes of vector ones, not to memory.
+    """
+    metadata = dict(re.findall(r"\.(\w+_(?:count|spill_count)):\s+(\d+)", text))
+    return int(metadata["vgpr_count"]), int(metadata["vgpr_spill_count"])
+
+
+def programs_at_once(registers: int, num_warps: int, architecture: str) -> int:
+    """Programs whose registers a multiprocessor holds, by the chip's granules of 8 a thread."""
+    lanes = 32 if architecture.startswith("sm_") else 128
+    return REGISTERS // (-(-registers // 8) * 8 * lanes * num_warps)
+
+
+def regressions(key: Key, cost: Cost, before: Cost | None, num_warps: int) -> list[str]:
+    """What got worse, one line each."""
+    place = " ".join(key[1:])
+    found = []
+    if cost.spills:
+        found.append(f"{place}: {cost.spills} spills")
+    if before is None:
+        return found
+    held, held_before = (
+        programs_at_once(registers, num_warps, key.architecture)
+        for registers in (cost.registers, before.registers)
+    )
+    if held < held_before:
+        found.append(
+            f"{place}: {cost.registers} registers leave room for {held} programs, "
+            f"{before.registers} left it for {held_before}"
+        )
+    if cost.shared > before.shared:
+        found.append(f"{place}: {cost.shared} bytes of shared memory, {before.shared} before")
+    if (
+        cost.instructions
+        and before.instructions
+        and cost.instructions > SLACK * before.instructions
+    ):
+        found.append(
+            f"{place}: {cost.instructions} instructions an element, {before.instructions} before"
+        )
+    return found
+
+
+def read_table() -> dict[Key, Cost]:
+    """The committed rows."""
+    with TABLE.open(newline="") as file:
+        return {
+            Key(*row[:4]): Cost(
+                int(row[4]), int(row[5]), int(row[6]), float(row[7]) if row[7] else None
+            )
+            for row in list(csv.reader(file))[1:]
+        }
+
+
+def write_table(table: dict[Key, Cost]) -> None:
+    """All rows, in the order of their names."""
+    with TABLE.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*Key._fields, *Cost._fields])
+        writer.writerows([*key, *cost] for key, cost in sorted(table.items()))
 
 
 def main() -> int:
     """Compile, then write or compare."""
     parser = argparse.ArgumentParser(description="compile the Triton kernels without a GPU")
-    parser.add_argument("--write", action="store_true", help="write the table")
-    parser.add_argument("--quick", action="store_true", help="float32 logits on sm_90 only")
+    parser.add_argument("--write", action="store_true", help="renew this Triton version's rows")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"masking and drawing on {ARCHITECTURES[0]} only"
+    )
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 makes Triton interpret: unset it to compile")
+    if arguments.write and arguments.quick:
+        parser.error("--write writes all rows, --quick compiles only some")
 
     import triton
 
-    wanted = [
-        (number, architecture)
-        for number, variant in enumerate(variants())
-        for architecture in ARCHITECTURES
-        if not arguments.quick or (variant.logits, architecture) == ("fp32", 90)
-    ]
+    start = time.perf_counter()
+    chosen = wanted(quick=arguments.quick)
     # a kernel that the compiler cannot take may end its process
-    with concurrent.futures.ProcessPoolExecutor() as pool:
-        rows = list(pool.map(compile_variant, *zip(*wanted, strict=True)))
-    rows = [[triton.__version__, *row] for row in rows]
-    problems = [f"spills: {' '.join(row)}" for row in rows if row[COLUMNS.index("spills")] != "0"]
+    with concurrent.futures.ProcessPoolExecutor(
+        mp_context=multiprocessing.get_context("fork")
+    ) as pool:
+        compiled = list(pool.map(compile_variant, *zip(*chosen, strict=True)))
+    elapsed = time.perf_counter() - start
+
+    table = read_table()
+    problems = [
+        problem
+        for (number, _), (key, cost) in zip(chosen, compiled, strict=True)
+        for problem in regressions(
+            key,
+            cost,
+            None if arguments.write else table.get(key),
+            variants()[number].num_warps,
+        )
+    ]
+    known = [key for key in table if key.triton == triton.__version__]
     if arguments.write:
-        with TABLE.open("w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
-    else:
-        with TABLE.open(newline="") as file:
-            known = {tuple(row[:4]): row[4:] for row in csv.reader(file)}
-        versions = {key[0] for key in known}
-        for row in rows:
-            before = known.get(tuple(row[:4]))
-            if row[0] in versions and before != row[4:]:
-                problems.append(f"{' '.join(row[1:4])}: {row[4:]}, the table has {before}")
-    print(*(problems or [f"{len(rows)} kernels compiled, no spills"]), sep="\n")
+        others = {key: cost for key, cost in table.items() if key.triton != triton.__version__}
+        write_table(others | dict(compiled))
+    elif known:
+        # a change of the kernels is to be seen in the table
+        problems += [
+            f"{' '.join(key[1:])}: not in the table, renew it with --write"
+            for key, _ in compiled
+            if key not in table
+        ]
+    checked = "no regressions" if known else "no spills; no rows of this version to compare with"
+    summary = f"{len(compiled)} compilations in {elapsed:.0f} s, {checked}"
+    print(*(problems or [summary]), sep="\n")
     return 1 if problems else 0
 
 

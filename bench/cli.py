@@ -65,3 +65,7 @@ def one_line(message: str) -> str:
 def main() -> None:
     """The console script."""
     sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata, util
+from importlib import metadata
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -15,16 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LIBRARIES = ("torch", "transformers", "triton", "accelerate", "numpy", "safetensors", "tokenizers")
-# import name -> distribution, for the engines that take decoding plugins
-ENGINES = {
-    "vllm": "vllm",
-    "sglang": "sglang",
-    "tensorrt_llm": "tensorrt-llm",
-    "llama_cpp": "llama-cpp-python",
-    "mlx_lm": "mlx-lm",
-    "flashinfer": "flashinfer-python",
-    "xgrammar": "xgrammar",
-}
+# with kernels that ours are compared with, or grammars that ours go together with
+COMPANIONS = {"flashinfer": "flashinfer-python", "xgrammar": "xgrammar"}
 
 
 def env() -> None:
@@ -37,7 +29,8 @@ def env() -> None:
     add_section(rows, {"warpdraft": version("warpdraft"), "python": platform.python_version()})
     add_section(rows, {library: version(library) for library in LIBRARIES})
     add_section(rows, {"platform": platform.platform(), **devices})
-    add_section(rows, {engine: engine_version(engine) for engine in ENGINES})
+    add_section(rows, {name: version(distribution) for name, distribution in COMPANIONS.items()})
+    add_section(rows, engine_rows())
     add_section(rows, pair)
     stdout.print(rows)
 
@@ -57,12 +50,16 @@ def version(distribution: str) -> str:
         return "not installed"
 
 
-def engine_version(engine: str) -> str:
-    """The version of an engine, found without importing it: some take seconds, some need a GPU."""
-    if util.find_spec(engine) is None:
-        return "not installed"
-    found = version(ENGINES[engine])
-    return "installed, version unknown" if found == "not installed" else found
+def engine_rows() -> dict[str, str]:
+    """The engines that have plugins: version, usable or why not, and how the plugin was tested."""
+    from warpdraft.integrations import available
+
+    return {
+        f"for {engine.name}": f"{engine.version}, usable; tested with {engine.tested}"
+        if engine.usable
+        else f"{engine.reason}; tested with {engine.tested}"
+        for engine in available()
+    }
 
 
 def device_rows() -> dict[str, str]:

@@ -44,8 +44,12 @@ def generate(
     num_drafts: Annotated[int, typer.Option(help="Draft paths a target call.", metavar="K")] = 4,
     draft_length: Annotated[int, typer.Option(help="Tokens a draft path.", metavar="L")] = 4,
     verifier: Annotated[
-        str, typer.Option(help="How drafted tokens are accepted.")
-    ] = "optimal_block",
+        str | None,
+        typer.Option(
+            help="How drafted tokens are accepted.",
+            show_default="optimal_block, for prompt look-up target_only",
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Replays a run.", show_default="a new one, printed")
     ] = None,
@@ -78,7 +82,7 @@ def generate(
         prompt = sys.stdin.read()
     seed = secrets.randbits(32) if seed is None else seed
     with working("Loading torch and the models"):
-        from .model_pair import load_pair
+        from .model_pair import load_pair, own_verifier
         from .strategies import Sampling, Speculation, run_assisted, run_plain, run_warpdraft
         from .text_streamer import StdoutStreamer
 
@@ -87,7 +91,7 @@ def generate(
         speculation = Speculation(
             num_drafts,
             draft_length,
-            verifier,
+            verifier or own_verifier(draft_model),
             selector=selector,
             num_top=num_top,
             structure=structure,
@@ -106,7 +110,7 @@ def generate(
         with working("Plain sampling"):
             run_plain(pair, inputs, sampling.warm_up())
             runs.append(run_plain(pair, inputs, sampling))
-    if compare and pair.draft is not None:
+    if compare and pair.source is not None:
         with working("Assisted generation"):
             run_assisted(pair, inputs, sampling.warm_up(), draft_length)
             runs.append(run_assisted(pair, inputs, sampling, draft_length))

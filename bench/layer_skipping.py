@@ -8,13 +8,13 @@ Hugging Face format; nothing is downloaded.
 
 from __future__ import annotations
 
-import copy
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from warpdraft.first_layers import with_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,11 +24,11 @@ def layer_skipped_draft(model: PreTrainedModel, skipped: Collection[int]) -> Pre
     """The model without the layers of these numbers; the weights are shared, not copied.
 
     Args:
-        model: a causal decoder whose layers are named `...layers.<number>...`, as llama, qwen and gemma name them.
+        model: a causal decoder of an architecture that `FirstLayers` takes.
         skipped: layer numbers, counted from 0.
 
     Raises:
-        ValueError: a number that is no layer's, or nothing left.
+        ValueError: a number that is no layer's, nothing left, or another architecture.
     """
     count = model.config.num_hidden_layers
     kept = [layer for layer in range(count) if layer not in skipped]
@@ -36,24 +36,7 @@ def layer_skipped_draft(model: PreTrainedModel, skipped: Collection[int]) -> Pre
         raise ValueError(
             f"skipped layers must leave some of 0 to {count - 1}, got {sorted(skipped)}"
         )
-    config = copy.deepcopy(model.config)
-    config.num_hidden_layers = len(kept)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer] for layer in kept]
-    new_number = {old: new for new, old in enumerate(kept)}
-    weights = {}
-    for name, weight in model.state_dict().items():
-        layer = re.search(r"\blayers\.(\d+)\b", name)
-        if layer is None:
-            weights[name] = weight
-        elif int(layer[1]) in new_number:
-            place = f"layers.{new_number[int(layer[1])]}"
-            weights[name[: layer.start()] + place + name[layer.end() :]] = weight
-    draft = type(model)(config)
-    draft.load_state_dict(weights, assign=True)
-    draft.tie_weights()
-    draft.eval()
-    return draft
+    return with_layers(model, kept)
 
 
 def main(

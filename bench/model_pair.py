@@ -11,19 +11,36 @@ if TYPE_CHECKING:
     import torch
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+    from warpdraft.prompt_lookup import PromptLookup
+
 BUILT_IN = "built-in pair"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPair:
-    """Models in evaluation mode on one device; without a draft model the target samples alone."""
+    """Models in evaluation mode on one device.
+
+    Attributes:
+        target: whose law the text has.
+        draft: the draft model; None where there is none.
+        tokenizer: of both.
+        device: of both.
+        name: of the pair.
+        lookup: drafts in place of a model.
+    """
 
     target: PreTrainedModel
     draft: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     name: str
+    lookup: PromptLookup | None = None
+
+    @property
+    def source(self) -> PreTrainedModel | PromptLookup | None:
+        """What drafts; without it the target samples alone."""
+        return self.draft if self.lookup is None else self.lookup
 
     @property
     def is_chat(self) -> bool:
@@ -80,7 +97,8 @@ def load_pair(
 
     Args:
         model: Hugging Face folder or name of the target; None takes the built-in pair.
-        draft_model: folder or name of the draft; None beside a `model` leaves the target alone.
+        draft_model: folder or name of the draft, "first-layers:N" or "prompt-lookup:N"; None beside a `model` leaves
+            the target alone.
         skip: draft with the target itself without these layers.
         device: a torch device.
         dtype: "float32", "bfloat16" or "float16"; None takes float32 on a CPU and the
@@ -95,23 +113,65 @@ def load_pair(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     place = find_device(device)
     silence_transformers()
+    source = read_source(draft_model)
     if model is None:
+        if source is not None:
+            return with_source(built_in(place, dtype), *source)
         if draft_model is not None:
             raise ValueError(f"a draft model needs its target: --model, got only {draft_model!r}")
         return with_layers_skipped(built_in(place, dtype), skip)
     if skip and draft_model is not None:
-        raise ValueError(
-            f"--skip makes a draft of the target: leave out --draft-model {draft_model}"
-        )
+        raise ValueError(f"--skip makes a draft of the target: leave out --draft {draft_model}")
     target = load_model(model, place, dtype)
     tokenizer = load_tokenizer(model)
     if skip:
         return with_layers_skipped(ModelPair(target, None, tokenizer, place, model), skip)
     if draft_model is None:
         return ModelPair(target, None, tokenizer, place, model)
+    if source is not None:
+        return with_source(ModelPair(target, None, tokenizer, place, model), *source)
     draft = load_model(draft_model, place, dtype)
     check_tokenizers(tokenizer, load_tokenizer(draft_model), model, draft_model)
     return ModelPair(target, draft, tokenizer, place, f"{model} with {draft_model}")
+
+
+SOURCES = ("first-layers", "prompt-lookup")
+
+
+def read_source(draft: str | None) -> tuple[str, int] | None:
+    """A name of `SOURCES` and its number; None for a model.
+
+    Raises:
+        ValueError: a source without a positive whole number.
+    """
+    name, colon, number = (draft or "").partition(":")
+    if name not in SOURCES:
+        return None
+    if not colon or not number.isdecimal() or int(number) == 0:
+        raise ValueError(f"--draft {name}:N needs a positive whole number, got {draft!r}")
+    return name, int(number)
+
+
+def own_verifier(draft: str | None) -> str:
+    """The verifier that the drafts of such a name are for."""
+    from warpdraft import PromptLookup
+    from warpdraft.verification import DEFAULT_VERIFIER
+
+    source = read_source(draft)
+    is_lookup = source is not None and source[0] == "prompt-lookup"
+    return PromptLookup.default_verifier if is_lookup else DEFAULT_VERIFIER
+
+
+def with_source(pair: ModelPair, name: str, number: int) -> ModelPair:
+    """The pair with another source of drafts: the target's first layers, or the text itself."""
+    from warpdraft import FirstLayers, PromptLookup
+
+    target = "the built-in target" if pair.name == BUILT_IN else pair.name
+    if name == "first-layers":
+        draft = FirstLayers(number).model_for(pair.target)
+        return replace(pair, draft=draft, name=f"{target} with its first layers, {number}")
+    lookup = PromptLookup(number)
+    return replace(pair, draft=None, lookup=lookup, name=f"{target} with {lookup}")
 
 
 def with_layers_skipped(pair: ModelPair, skip: Sequence[int]) -> ModelPair:

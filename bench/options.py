@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from warpdraft.rules import Rule
@@ -30,7 +31,9 @@ Model = Annotated[
 DraftModel = Annotated[
     str | None,
     typer.Option(
-        help="Draft: likewise.",
+        "--draft",
+        "--draft-model",
+        help="Draft: likewise, or first-layers:N of the target, or prompt-lookup:N tokens that agree.",
         show_default="none beside --model",
         metavar="NAME",
         rich_help_panel=MODELS,
@@ -176,6 +179,20 @@ def check_folder(option: str, file: Path | None) -> None:
     """
     if file is not None and not file.parent.is_dir():
         raise ValueError(f"{option}: there is no folder {file.parent} to write {file.name} into")
+
+
+def names_in(option: str, text: str, known: Iterable[str]) -> list[str]:
+    """A comma-separated list of known names; "all" is every one of them.
+
+    Raises:
+        ValueError: a name that is not known; lists those that are.
+    """
+    listed = list(known)
+    names = listed if text == "all" else [part.strip() for part in text.split(",")]
+    for name in names:
+        if name not in listed:
+            raise ValueError(f"{option} takes {', '.join(listed)} or all, got {name!r}")
+    return names
 
 
 def whole_numbers(option: str, text: str) -> list[int]:

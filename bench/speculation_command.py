@@ -47,8 +47,13 @@ if TYPE_CHECKING:
 
 def speculation(
     verifier: Annotated[
-        str, typer.Option(help="all, or one or more, separated by commas.", metavar="NAME,...")
-    ] = "optimal_block",
+        str | None,
+        typer.Option(
+            help="all, or one or more, separated by commas.",
+            show_default="optimal_block, for prompt look-up target_only",
+            metavar="NAME,...",
+        ),
+    ] = None,
     num_drafts: Annotated[
         str, typer.Option(help="Draft paths a target call.", metavar="K,...")
     ] = "1,2,4,8",
@@ -116,13 +121,13 @@ def speculation(
     check_folder("--plot", plot_file)
     with working("Loading torch and the models"):
         from .bench_speculation import PLAIN, measure, recommendation, settings
-        from .model_pair import load_pair
+        from .model_pair import load_pair, own_verifier
         from .strategies import Sampling
 
         rules = rules_in_order(top_h, top_h_variant, top_k, top_p, min_p)
         sampling = Sampling(rules, temperature, max_new_tokens, seed)
         asked = settings(
-            verifier.split(","),
+            (verifier or own_verifier(draft_model)).split(","),
             drafts,
             lengths,
             selectors=cast("list[Selector | None]", selector.split(",") if selector else [None]),
@@ -130,8 +135,8 @@ def speculation(
             template=replace(PLAIN, num_top=num_top, node_budget=node_budget, layout=layout),
         )
         pair = load_pair(model, draft_model, skip=skip or (), device=device, dtype=dtype)
-        if pair.draft is None:
-            raise ValueError("the benchmark needs a draft model: --draft-model or --skip")
+        if pair.source is None:
+            raise ValueError("the benchmark needs a draft: --draft or --skip")
         texts = prompts_for(pair.name, prompt_file, prompts)
 
     measurements = []

@@ -188,7 +188,7 @@ def run_warpdraft(
     start = time.perf_counter()
     output = generate(
         pair.target,
-        pair.draft,
+        pair.source,
         **inputs,
         **sampling.generate_arguments(),
         rules=sampling.rules,
@@ -214,11 +214,20 @@ def run_plain(pair: ModelPair, inputs: BatchEncoding, sampling: Sampling) -> Run
 def run_assisted(
     pair: ModelPair, inputs: BatchEncoding, sampling: Sampling, draft_length: int
 ) -> Run:
-    """transformers' assisted generation of one sequence, at a constant draft length.
+    """transformers' assisted generation of one sequence, or its prompt look-up, at a constant draft length.
 
     Raises:
         ValueError: no draft model.
     """
+    if pair.lookup is not None:
+        tokens, calls, seconds = run_transformers(
+            pair,
+            inputs,
+            sampling,
+            prompt_lookup_num_tokens=draft_length,
+            max_matching_ngram_size=pair.lookup.max_ngram,
+        )
+        return Run("assisted look-up", tokens, [calls], seconds)
     if pair.draft is None:
         raise ValueError("assisted generation needs a draft model")
     usual = pair.draft.generation_config

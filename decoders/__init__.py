@@ -16,28 +16,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .acceptance import optimal_acceptance
+    from .adaptive_shape import AdaptiveShape
+    from .first_layers import FirstLayers
+    from .prompt_lookup import PromptLookup
     from .rules import Epsilon, Eta, MinP, PLess, TopA, TopH, TopK, TopNSigma, TopP, Typical
     from .sampling import check, sample
     from .truncation import truncate
     from .verification import verify_block
+    from .warm_up import warmup
+    from .without_adapter import WithoutAdapter
 
 __all__ = [
+    "AdaptiveShape",
     "Epsilon",
     "Eta",
+    "FirstLayers",
     "MinP",
     "PLess",
+    "PromptLookup",
     "TopA",
     "TopH",
     "TopK",
     "TopNSigma",
     "TopP",
     "Typical",
+    "WithoutAdapter",
     "__version__",
     "check",
     "optimal_acceptance",
     "sample",
     "truncate",
     "verify_block",
+    "warmup",
 ]
 
 try:
@@ -47,11 +57,16 @@ except metadata.PackageNotFoundError:  # the source folders on sys.path, not ins
 
 # names are imported on first use: `warpdraft --help` must not wait for torch
 _HOMES = {
+    "AdaptiveShape": "adaptive_shape",
+    "FirstLayers": "first_layers",
+    "PromptLookup": "prompt_lookup",
+    "WithoutAdapter": "without_adapter",
     "check": "sampling",
     "optimal_acceptance": "acceptance",
     "sample": "sampling",
     "truncate": "truncation",
     "verify_block": "verification",
+    "warmup": "warm_up",
 }
 
 # hidden from type checkers, which would take every misspelled name for Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -33,39 +34,34 @@ Backend = Literal["auto", "torch", "triton"]
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # ids of tokens are names of the noise, and counts must be exact in float32
 KERNEL_VOCAB = 1 << 24
-# a threshold rule finds its first tokens among the candidates, which hold at least 128
-KERNEL_TOKENS_TO_KEEP = 127
 # operations of five bits in an int64; transformers' top-H is two
 KERNEL_OPERATIONS = 12
 
 
-def check_backend(backend: str) -> None:
-    """ValueError unless `backend` is one that plain torch serves."""
-    if backend == "triton":
-        raise ValueError(
-            "backend='triton' is not part of this function yet: use 'auto' or 'torch', which run everywhere"
-        )
-    _check_name(backend)
+def takes_triton(
+    backend: str, logits: Tensor, rules: Sequence[Rule], *, refusal: str | None = None
+) -> bool:
+    """Whether the kernels run a call.
 
-
-def takes_triton(backend: str, logits: Tensor, rules: Sequence[Rule]) -> bool:
-    """Whether the kernels run a call: only on request, until they have run on a chip.
+    "auto" takes them for every call on a GPU (CUDA or ROCm) that they can run, and plain torch for
+    all others. In Triton's interpreter they run on the CPU too, where only "triton" asks for them.
 
     Args:
         backend: "auto", "torch" or "triton".
-        logits: `[batch, vocab]`.
+        logits: `[..., vocab]`.
         rules: of the call.
+        refusal: a reason of the caller's own why the kernels cannot run the call.
 
     Raises:
         ValueError: the name is another one, or it is "triton" and the kernels cannot run the call.
     """
     _check_name(backend)
-    if backend != "triton":
+    if backend == "torch" or (backend == "auto" and logits.device.type != "cuda"):
         return False
-    reason = _why_not(logits, rules)
-    if reason:
+    reason = _why_not(logits, rules) or refusal
+    if reason and backend == "triton":
         raise ValueError(f"backend='triton' cannot run this call: {reason}; use 'auto' or 'torch'")
-    return True
+    return reason is None
 
 
 def operations_of(rules: Sequence[Rule]) -> tuple[Operation, ...]:
@@ -84,6 +80,7 @@ def operations_of(rules: Sequence[Rule]) -> tuple[Operation, ...]:
         TopK: search.TOP_K,
         TopP: search.TOP_P,
         TopH: search.TOP_H,
+        Typical: search.TYPICAL,
     }
     program = []
     for rule in rules:
@@ -114,20 +111,27 @@ def _why_not(logits: Tensor, rules: Sequence[Rule]) -> str | None:
         )
     if logits.device.type not in ("cpu", "cuda"):
         return f"the logits are on {logits.device}"
+    if logits.device.type == "cuda" and not _is_served(logits.device):
+        return "the GPU is older than compute capability 8.0, the least that Triton supports"
     if logits.dtype not in KERNEL_DTYPES:
         return f"the logits are {logits.dtype}, the kernels take float32, bfloat16 and float16"
-    if logits.shape[1] > KERNEL_VOCAB:
-        return f"the vocabulary has {logits.shape[1]} tokens, the kernels take {KERNEL_VOCAB}"
+    if logits.shape[-1] > KERNEL_VOCAB:
+        return f"the vocabulary has {logits.shape[-1]} tokens, the kernels take {KERNEL_VOCAB}"
     steps = 0
     for rule in rules:
-        steps += 2 if isinstance(rule, TopH) and rule.variant == "transformers" else 1
-        if isinstance(rule, Typical):
-            return "Typical keeps an interval, which the kernels do not search for"
-        head = isinstance(rule, TopH) and rule.variant == "transformers"
-        searched = isinstance(rule, TopH | TopK | TopP) and not head
-        most = TRANSFORMERS_HEAD if head else KERNEL_TOKENS_TO_KEEP
-        if rule.min_tokens_to_keep > most and not searched:
-            return f"{type(rule).__name__} keeps min_tokens_to_keep={rule.min_tokens_to_keep}, over {most}"
+        has_head = isinstance(rule, TopH) and rule.variant == "transformers"
+        steps += 2 if has_head else 1
+        if has_head and rule.min_tokens_to_keep > TRANSFORMERS_HEAD:
+            return (
+                f"TopH(variant='transformers') has min_tokens_to_keep={rule.min_tokens_to_keep}, "
+                f"over the {TRANSFORMERS_HEAD} tokens of its sums"
+            )
     if steps > KERNEL_OPERATIONS:
         return f"{len(rules)} rules are {steps} operations, the kernels take {KERNEL_OPERATIONS}"
     return None
+
+
+@functools.cache
+def _is_served(device: torch.device) -> bool:
+    """Whether Triton compiles for a GPU; every one that ROCm serves counts."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)

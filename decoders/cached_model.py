@@ -42,7 +42,9 @@ class CachedModel:
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         embeddings = cast("Embedding", model.get_input_embeddings())
         self.vocabulary = embeddings.weight.shape[0]
-        self._input_device = embeddings.weight.device
+        device_of_weight = embeddings.weight.device
+        # accelerate keeps offloaded weights elsewhere until their layer runs, and moves its inputs to where it runs
+        self._input_device = device if device_of_weight.type == "meta" else device_of_weight
         parameters = inspect.signature(model_inside(model).forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_logits_to_keep = "logits_to_keep" in parameters
@@ -137,7 +139,7 @@ class CachedModel:
             slots = torch.where(step < 0, slots, tree_slot)
         slots = slots.clamp_min(0)
         for layer in self._layers():
-            layer.hold(_gather(layer.keys, slots), _gather(layer.values, slots))
+            layer.hold(gather_slots(layer.keys, slots), gather_slots(layer.values, slots))
         self.lengths = lengths
 
     def _keep_in_place(self, nodes: Tensor, count: int, text_slots: int) -> None:
@@ -145,44 +147,39 @@ class CachedModel:
         path = text_slots + nodes[:, : max(count, 0)]
         for layer in self._layers():
             if count > 0:
-                layer.keys[:, :, text_slots:width] = _gather(layer.keys, path)
-                layer.values[:, :, text_slots:width] = _gather(layer.values, path)
+                layer.keys[:, :, text_slots:width] = gather_slots(layer.keys, path)
+                layer.values[:, :, text_slots:width] = gather_slots(layer.values, path)
             layer.hold(layer.keys[:, :, :width], layer.values[:, :, :width])
 
-    def hand_out(self) -> Cache:
-        """The cache as a plain dynamic one that shares nothing with this model's."""
+    def hand_out(self, token_of_slot: Tensor) -> Cache:
+        """A plain dynamic cache that shares nothing with this model's.
+
+        Its slot s of row b holds the row's token `token_of_slot[b, s]`, `[rows, width]`. Numbers outside the row's
+        tokens stand for padding: what such a slot holds is left to a mask to hide.
+        """
         from transformers import DynamicCache
 
         cache = DynamicCache()
+        slots = self.cache.get_seq_length() - self.lengths[:, None] + token_of_slot
         for number, layer in enumerate(self._layers()):
-            cache.update(layer.keys.clone(), layer.values.clone(), number)
+            index = slots.clamp(0, layer.keys.shape[2] - 1)
+            keys, values = (gather_slots(states, index) for states in (layer.keys, layer.values))
+            cache.update(keys, values, number)
         return cache
 
-    def adopt(self, cache: Cache, cached: int) -> bool:
-        """Start from the cache of an earlier turn that holds the first `cached` slots of every row.
+    def adopt(self, cache: Cache, lengths: Tensor) -> bool:
+        """Start from the cache of an earlier turn whose last `lengths[b]` slots of row b hold the row's first tokens.
 
-        Returns whether the cache could be used: layers that forgot tokens (a sliding window) or keep other things than
-        keys and values cannot, and the text is then simply read again.
+        Returns whether the cache could be used; if not, the text is simply read again.
         """
-        layers: list[Any] = list(cache.layers)
-        keys = [getattr(layer, "keys", None) for layer in layers]
-        usable = all(key is not None and key.ndim == 4 and key.shape[2] == cached for key in keys)
-        if not usable or not layers:
+        if not adoptable(cache):
             return False
+        layers: list[Any] = list(cache.layers)
         for number, layer in enumerate(layers):
             # copied by the growing layers: the caller's tensors are never written to
             self.cache.update(layer.keys, layer.values, number)
+        self.lengths = lengths
         return True
-
-    def align(self, token_of_slot: Tensor) -> None:
-        """Lay the cache out anew: slot s of row b shall hold the row's token `token_of_slot[b, s]`, `[rows, width]`.
-
-        Numbers outside the row's tokens stand for padding: what such a slot holds is left to a mask to hide.
-        """
-        slots = self.cache.get_seq_length() - self.lengths[:, None] + token_of_slot
-        for layer in self._layers():
-            index = slots.clamp(0, layer.keys.shape[2] - 1)
-            layer.hold(_gather(layer.keys, index), _gather(layer.values, index))
 
     def _forward(self, token_ids: Tensor, real: Tensor, logits_to_keep: int = 0) -> Tensor:
         """One call: the last `real[b]` of row b's tokens are its own, those before are padding."""
@@ -204,8 +201,7 @@ class CachedModel:
         logits_to_keep: int = 0,
     ) -> Tensor:
         """The model on `token_ids` `[rows, n]` behind the cache, with any mask that it takes."""
-        # an id that only the wider of two padded vocabularies has is fed as token 0: a draft may be given anything
-        fed = torch.where(token_ids < self.vocabulary, token_ids, 0)
+        fed = readable(token_ids, self.vocabulary)
         options: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
         if self._takes_positions:
             options["position_ids"] = positions.to(self._input_device)
@@ -230,10 +226,24 @@ def _realign(states: Tensor, surplus: Tensor, width: int) -> Tensor:
     """Drop the last `surplus[b]` slots of each row and move the rest to the right end of `width` slots."""
     slots = states.shape[2]
     index = torch.arange(slots - width, slots, device=surplus.device) - surplus[:, None]
-    return _gather(states, index.clamp_min(0))
+    return gather_slots(states, index.clamp_min(0))
 
 
-def _gather(states: Tensor, slots: Tensor) -> Tensor:
+def adoptable(cache: Cache) -> bool:
+    """Whether every layer keeps keys and values, of all tokens: a sliding window forgets some."""
+    cached = cache.get_seq_length()
+    layers: list[Any] = list(cache.layers)
+    keys = [getattr(layer, "keys", None) for layer in layers]
+    whole = all(key is not None and key.ndim == 4 and key.shape[2] == cached for key in keys)
+    return bool(layers) and whole
+
+
+def readable(token_ids: Tensor, vocabulary: int) -> Tensor:
+    """An id that only the wider of two padded vocabularies has is fed as token 0: a draft may be given anything."""
+    return torch.where(token_ids < vocabulary, token_ids, 0)
+
+
+def gather_slots(states: Tensor, slots: Tensor) -> Tensor:
     """The states of `slots` `[rows, width]`: `[rows, heads, width, size]`."""
     slots = slots.to(states.device)
     if len(slots) == 1:

@@ -44,6 +44,21 @@ class Level:
     filled: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Tips:
+    """The nodes that draw next, n of them.
+
+    Attributes:
+        text: `[n]` int64, whose they are.
+        drafted: `[n, depth]` int64, the tokens of their prefixes.
+        row: `[batch, columns]` int64, the number of each column's node; -1 in padding.
+    """
+
+    text: Tensor
+    drafted: Tensor
+    row: Tensor
+
+
 class DraftTree:
     """Grows level by level.
 
@@ -113,6 +128,18 @@ class DraftTree:
         tokens, parent, leader, filled = columns
         return Level(tokens, parent, leader, filled != 0), torch.where(goes_on, place, -1)
 
+    def tips(self) -> Tips:
+        """The nodes of the last level, those of all texts one after the other."""
+        batch, device = len(self.token_ids), self.token_ids.device
+        if not self.levels:
+            text = torch.arange(batch, device=device)
+            return Tips(text, self.token_ids[:, 0], text[:, None])
+        level = self.levels[-1]
+        text, column = level.filled.nonzero(as_tuple=True)
+        row = torch.full_like(level.path, -1)
+        row[text, column] = torch.arange(len(text), device=device)
+        return Tips(text, self.token_ids[text, level.path[text, column]], row)
+
     def node(self) -> Tensor:
         """Numbers of the paths' nodes in one row that holds the levels one after the other, root first.
 
@@ -150,3 +177,41 @@ class DraftTree:
             seen[:, start:stop, start:stop] |= torch.eye(width, dtype=torch.bool, device=device)
             start = stop
         return tokens, depth.expand(batch, -1), seen
+
+
+class SeparatePaths(DraftTree):
+    """K paths that share no node, whatever they draw: every level has K columns, column k being path k's.
+
+    No width depends on the tokens, so nothing waits for them to be drawn. An ended path goes on, with token 0, in a
+    column that is not filled.
+    """
+
+    def grow(self, draws: Draws) -> Level:
+        """See `DraftTree`; the paths begin at the first level, and none branches off later."""
+        batch, paths = draws.token_ids.shape
+        path = torch.arange(paths, device=draws.token_ids.device).expand(batch, -1)
+        goes_on = draws.token_ids >= 0
+        if self.depth == 0:
+            self.column = self.column.expand(-1, paths, -1)
+            self.token_ids = self.token_ids.expand(-1, paths, -1)
+            self.drawn = self.drawn.expand(-1, paths, -1)
+            self._text = torch.arange(batch, device=path.device).repeat_interleave(paths)
+        else:
+            goes_on = goes_on & self.levels[-1].filled
+        token_ids = torch.where(goes_on, draws.token_ids, -1)
+        self.token_ids = torch.cat([self.token_ids, token_ids[:, :, None]], 2)
+        self.drawn = torch.cat([self.drawn, goes_on[:, :, None]], 2)
+        column = torch.where(goes_on, path, -1)
+        self.column = torch.cat([self.column, column[:, :, None]], 2)
+        self.source = draws.source
+        level = Level(token_ids.clamp_min(0), draws.source, path, goes_on)
+        self.levels.append(level)
+        return level
+
+    def tips(self) -> Tips:
+        """See `DraftTree`."""
+        if not self.levels:
+            return super().tips()
+        batch, paths = self.levels[-1].path.shape
+        row = torch.arange(batch * paths, device=self._text.device).view(batch, paths)
+        return Tips(self._text, self.token_ids.flatten(0, 1).clamp_min(0), row)

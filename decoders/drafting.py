@@ -9,9 +9,10 @@ from torch import Tensor
 
 from warpdraft.kernels.noise import Noise
 
-from .draft_tree import DraftTree
+from .draft_tree import DraftTree, Tips
 from .laws import Law, LawPipeline
 from .layouts import Branches
+from .same_text import SameText
 from .structures import Drafter, LevelLaws
 from .texts import Texts
 
@@ -43,6 +44,7 @@ def draft_paths(
     vocabulary: int,
     pipeline: LawPipeline,
     noise: Noise,
+    ranks: SameText,
 ) -> DraftPaths:
     """Draw the tokens of one block.
 
@@ -56,15 +58,16 @@ def draft_paths(
         vocabulary: the target's width, which the draft's logits are brought to.
         pipeline: the processors and rules of both models.
         noise: one stream a text, at the block's step.
+        ranks: draw from the same logits.
     """
-    tree = DraftTree(len(texts.lengths), texts.lengths.device)
-    logits = branches.root(texts.last_tokens(unread))
+    tree = branches.new_tree()
+    logits = ranks.tensor(branches.root(texts.last_tokens(unread)))
     laws: list[LevelLaws] = []
     for depth in range(length):
-        laws.append(_level_laws(tree, logits, texts, vocabulary, pipeline))
+        laws.append(_level_laws(tree.tips(), logits, texts, vocabulary, pipeline))
         level = tree.grow(drafter.draws(tree, laws[-1], noise))
         if depth + 1 < length:
-            logits = branches.extend(tree, level)
+            logits = ranks.tensor(branches.extend(tree, level))
     return DraftPaths(tree, laws)
 
 
@@ -84,23 +87,15 @@ def fit_width(logits: Tensor, vocabulary: int) -> Tensor:
 
 
 def _level_laws(
-    tree: DraftTree, logits: Tensor, texts: Texts, vocabulary: int, pipeline: LawPipeline
+    tips: Tips, logits: Tensor, texts: Texts, vocabulary: int, pipeline: LawPipeline
 ) -> LevelLaws:
-    """The laws of the last level's nodes, `logits` `[batch, n, width]`."""
-    batch, device = len(logits), logits.device
-    if tree.depth == 0:
-        filled = torch.ones(batch, 1, dtype=torch.bool, device=device)
-        path = torch.zeros_like(filled, dtype=torch.int64)
-    else:
-        filled, path = tree.levels[-1].filled, tree.levels[-1].path
-    text, column = filled.nonzero(as_tuple=True)
-    drafted = tree.token_ids[text, path[text, column]]
-    rows = logits.flatten(0, 1) if len(text) == filled.numel() else logits[text, column]
-    law = pipeline.after(texts, text, drafted, fit_width(rows, vocabulary))
-    _check(law, text)
-    row = torch.full_like(path, -1)
-    row[text, column] = torch.arange(len(text), device=device)
-    return LevelLaws(law, row)
+    """The laws of the nodes that draw next, `logits` `[batch, columns, width]`."""
+    rows = logits.flatten(0, 1)
+    if len(tips.text) < len(rows):
+        rows = rows[(tips.row >= 0).flatten()]
+    law = pipeline.after(texts, tips.text, tips.drafted, fit_width(rows, vocabulary))
+    _check(law, tips.text)
+    return LevelLaws(law, tips.row)
 
 
 def _check(law: Law, text: Tensor) -> None:

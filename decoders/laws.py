@@ -310,9 +310,12 @@ class LawPipeline:
         self.temperature = 0.0 if greedy else heat
         self.names: tuple[str, ...] = (*named, *(repr(rule) for rule in rules))
 
-    def __call__(self, logits: Tensor, prefixes: Prefixes, *, with_scores: bool = False) -> Law:
-        """The law of each row, `logits` `[rows, vocab]`, each row after its own prefix."""
+    def __call__(
+        self, logits: Tensor, prefixes: Prefixes | None, *, with_scores: bool = False
+    ) -> Law:
+        """The law of each row, `logits` `[rows, vocab]`, each row after its own prefix; None where nobody reads it."""
         if self._processors is not None:
+            assert prefixes is not None
             logits = self._processors(logits, prefixes)
         # plain greedy decoding hands out the scores that it takes the argmax of
         law = law_of(
@@ -346,19 +349,23 @@ class LawPipeline:
             logits: `[n, vocab]` of a model, after them.
             with_scores: fill in `Law.scores`.
         """
-        ended = texts.ended(rows, drafted)
-        if not bool(ended.any()):
-            return self(logits, texts.prefixes(rows, drafted), with_scores=with_scores)
+        ended = texts.ended(rows, drafted) if texts.may_end(drafted.shape[1]) else None
+        if ended is None or not bool(ended.any()):
+            return self(logits, self._prefixes(texts, rows, drafted), with_scores=with_scores)
         open_rows = (~ended).nonzero().squeeze(1)
         inner = None
         if len(open_rows) > 0:
-            prefixes = texts.prefixes(rows[open_rows], drafted[open_rows])
+            prefixes = self._prefixes(texts, rows[open_rows], drafted[open_rows])
             inner = self(logits[open_rows], prefixes, with_scores=with_scores)
         wide = self._processors is None and logits.dtype == torch.float64
         law = _on_token_zero(logits, torch.float64 if wide else torch.float32)
         if with_scores:
             law = replace(law, scores=law.dense().probs.log())
         return law if inner is None else _replaced(law, open_rows, inner)
+
+    def _prefixes(self, texts: Texts, rows: Tensor, drafted: Tensor) -> Prefixes | None:
+        """What the processors read; a copy of the texts, so only where there are some."""
+        return None if self._processors is None else texts.prefixes(rows, drafted)
 
 
 def _on_token_zero(logits: Tensor, dtype: torch.dtype) -> Law:

@@ -28,6 +28,10 @@ class Branches(ABC):
     def __init__(self, model: CachedModel) -> None:
         self.model = model
 
+    def new_tree(self) -> DraftTree:
+        """A tree for the next block's drafts."""
+        return DraftTree(len(self.model.lengths), self.model.lengths.device)
+
     @abstractmethod
     def root(self, token_ids: Tensor) -> Tensor:
         """Read the texts' last tokens `[batch, n]`; logits `[batch, 1, vocab]` behind them."""

@@ -1,7 +1,7 @@
 """The loop: draft K paths, score them with one target call, verify, commit.
 
     while some text is unfinished:
-        paths   ~  draft model, a tree of L levels a text                 (drafting.py, structures.py)
+        paths   ~  draft model, a tree of L levels a text                 (drafting.py, structures.py, draft_sources.py)
         logits  =  target(text + paths), one call for all of them         (layouts.py)
         tokens  =  verify(laws of both models, noise)                     (verification.py)
         text    += tokens up to the first stop; both caches roll back     (texts.py, cached_model.py)
@@ -12,20 +12,26 @@ Without a draft model a block is one target call and one drawn token: plain samp
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from warpdraft.kernels.noise import Noise, Role
 
+from .adaptive_shape import AdaptiveShape, Shape, ShapeChooser
 from .cached_model import CachedModel
+from .draft_sources import DraftSource, ModelSource, TextSource, read_off
 from .draft_tree import DraftTree
 from .drafting import DraftPaths, draft_paths
 from .laws import Law, LawPipeline
 from .layouts import Branches, PathRows, TreeRow
+from .same_text import same_text
+from .slot_model import SlotModel, capacity_for, check_slots
+from .slot_tree import SlotTree
 from .statistics import GenerationStats
 from .structures import MOST_NODES, Drafter, Structure, get_drafter
 from .texts import StoppingCriterion, Texts
@@ -33,8 +39,13 @@ from .tree_mask import LAYOUTS, Layout, choose_layout
 from .verification import DEFAULT_VERIFIER, VerifiedBlock, Verifier, get_verifier
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache, CompileConfig, PreTrainedModel
     from transformers.generation.streamers import BaseStreamer
+
+    from .draft_sources import Draft
+
+CacheImplementation = Literal["dynamic", "static"]
+CACHE_IMPLEMENTATIONS: tuple[CacheImplementation, ...] = ("dynamic", "static")
 
 Column = tuple[Tensor, Tensor | None, Tensor | None]
 """Rows `[n]` and their scores and logits `[n, vocab]` at one depth of a block."""
@@ -53,8 +64,12 @@ class LoopOptions:
         structure: of i.i.d. drafts: "paths", K paths of L tokens; "rollover", a tree that gives the draws which
             duplicates save to deeper levels.
         node_budget: the most nodes of a rollover tree; None for K L.
+        adaptive: chooses K and L of every block from the outcomes of earlier ones, in place of `num_drafts` (unless it
+            has its own) and `draft_length`.
         layout: how the models hold the tree: "paths", a row a path; "tree", one row a text; "auto" takes the tree where
             a model is known to take it.
+        cache_implementation: "dynamic", caches that grow; "static", of fixed shape, for K i.i.d. paths of L tokens.
+        compile_config: compiles the calls of the static caches; None runs them as they are.
         eos_token_ids: tokens that end a row.
         stopping: further criteria, asked after every emitted token with the rows of each length, scores None.
         seed: of the noise; None takes one number from torch's default generator.
@@ -74,7 +89,10 @@ class LoopOptions:
     verifier: str | Verifier = DEFAULT_VERIFIER
     structure: Structure = "paths"
     node_budget: int | None = None
+    adaptive: AdaptiveShape | None = None
     layout: Layout = "auto"
+    cache_implementation: CacheImplementation = "dynamic"
+    compile_config: CompileConfig | None = None
     eos_token_ids: Sequence[int] = ()
     stopping: Sequence[StoppingCriterion] = ()
     seed: int | None = None
@@ -98,16 +116,47 @@ class LoopOptions:
                 raise ValueError(f"{name} must be in [1, {largest}], got {value}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
-        self.drafter(get_verifier(self.verifier), self.num_drafts)
+        self._check_caches()
+        if self.adaptive is not None and self.structure != "paths":
+            raise ValueError(f'adaptive= needs structure="paths", got {self.structure!r}')
+        for shape in self.extreme_shapes(self.num_drafts):
+            self.drafter(get_verifier(self.verifier), shape)
 
-    def drafter(self, verifier: Verifier, num_drafts: int) -> Drafter:
+    def _check_caches(self) -> None:
+        name = self.cache_implementation
+        if name not in CACHE_IMPLEMENTATIONS:
+            choices = ", ".join(CACHE_IMPLEMENTATIONS)
+            raise ValueError(f"cache_implementation must be one of {choices}, got {name!r}")
+        if name == "dynamic":
+            if self.compile_config is not None:
+                raise ValueError('only cache_implementation="static" is compiled')
+            return
+        verifier = get_verifier(self.verifier)
+        several = self.adaptive is not None and len(self.adaptive.num_drafts or ()) > 1
+        if self.structure != "paths" or verifier.drafts != "iid" or several:
+            raise ValueError(
+                'cache_implementation="static" needs the same number of i.i.d. paths in every block: '
+                'structure="paths", one num_drafts, and a verifier of i.i.d. drafts, '
+                f"got structure={self.structure!r} and verifier {verifier.name!r}"
+            )
+
+    def extreme_shapes(self, num_drafts: int) -> tuple[Shape, Shape]:
+        """The block with the fewest paths and the one with the most, both of the largest L."""
+        if self.adaptive is None:
+            return (Shape(num_drafts, self.draft_length),) * 2
+        paths = self.adaptive.num_drafts or (num_drafts,)
+        longest = max(self.adaptive.draft_lengths)
+        return Shape(min(paths), longest), Shape(max(paths), longest)
+
+    def drafter(self, verifier: Verifier, shape: Shape) -> Drafter:
         """What draws one block's candidates for the verifier; ValueError where the two do not fit."""
+        num_drafts, draft_length = shape
         verifier.check_paths(num_drafts, rollover=self.structure == "rollover")
         return get_drafter(
             verifier.drafts,
             structure=self.structure,
             num_drafts=num_drafts,
-            draft_length=self.draft_length,
+            draft_length=draft_length,
             num_top=verifier.num_top(num_drafts),
             node_budget=self.node_budget,
         )
@@ -202,7 +251,7 @@ class PlainSampling(Verifier):
 
 def generate_tokens(
     target_model: PreTrainedModel,
-    draft_model: PreTrainedModel | None,
+    draft: Draft | None,
     input_ids: Tensor,
     attention_mask: Tensor | None,
     pipeline: LawPipeline,
@@ -212,7 +261,7 @@ def generate_tokens(
 
     Args:
         target_model: whose processed law the text follows.
-        draft_model: drafts; None for plain sampling.
+        draft: a model that drafts, or a draft source; None for plain sampling.
         input_ids: `[batch, width]` int64.
         attention_mask: `[batch, width]`, 0 for padding, which may stand anywhere but at the end; None for none.
         pipeline: processors and rules, applied once to each model.
@@ -221,7 +270,7 @@ def generate_tokens(
     Raises:
         ValueError: for inputs or logits that have no law, and for more tokens than a model's context holds.
     """
-    run = _Run(target_model, draft_model, input_ids, attention_mask, pipeline, options)
+    run = _Run(target_model, draft, input_ids, attention_mask, pipeline, options)
     streamer = options.streamer
     if streamer is not None:
         streamer.put(input_ids.cpu())
@@ -240,39 +289,53 @@ class _Run:
     def __init__(
         self,
         target_model: PreTrainedModel,
-        draft_model: PreTrainedModel | None,
+        draft: Draft | None,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         pipeline: LawPipeline,
         options: LoopOptions,
     ) -> None:
         _check_inputs(input_ids, attention_mask, options)
+        # who drafts: a model, or a source that reads the text, or nobody
+        self.reader = draft if isinstance(draft, TextSource) else None
+        draft_model = _draft_model(draft, target_model)
         self.context = _context(target_model, draft_model, options.max_length)
         batch, device = len(input_ids), input_ids.device
         greedy = pipeline.temperature == 0
-        self.verifier = PlainSampling() if draft_model is None else get_verifier(options.verifier)
+        self.verifier = PlainSampling() if draft is None else get_verifier(options.verifier)
         one_path = greedy and self.verifier.drafts == "iid" and self.verifier.num_top(2) == 0
-        self.num_drafts = 1 if one_path or draft_model is None else options.num_drafts
-        self.draft_length = 0 if draft_model is None else options.draft_length
-        self.drafter = options.drafter(self.verifier, self.num_drafts)
+        if one_path and options.adaptive is not None:
+            adaptive = replace(options.adaptive, num_drafts=None)
+            options = replace(options, adaptive=adaptive)
+        largest = options.extreme_shapes(1 if one_path else options.num_drafts)[1]
+        self.shape = Shape(1, 0) if draft is None else largest
+        if options.cache_implementation == "static":
+            _check_static(target_model, draft_model, draft)
+        if self.reader is not None:
+            self.reader.check_drafts(self.verifier, self.shape.num_drafts, options.structure)
+        self.chooser: ShapeChooser | None = None
+        if draft is not None and options.adaptive is not None:
+            self.chooser = ShapeChooser(options.adaptive, self.shape.num_drafts)
         self.options, self.pipeline = options, pipeline
         self.target = self._branches(target_model, batch, device)
         _check_token_ids(input_ids, self.target.model.vocabulary)
+        self.ranks = same_text((target_model, draft_model), device)
         self.draft = None if draft_model is None else self._branches(draft_model, batch, device)
         self.texts = Texts(
             input_ids,
             max_length=options.max_length,
             pad_token_id=options.pad_token_id,
             eos_token_ids=options.eos_token_ids,
-            stopping=options.stopping,
+            stopping=[self.ranks.criterion(criterion) for criterion in options.stopping],
         )
-        self.noise = Noise.create(
+        noise = Noise.create(
             batch,
             seed=options.seed,
             sequence=options.sequence,
             generator=options.generator,
             device=device,
         )
+        self.noise = self.ranks.noise(noise)
         self.step = 0
         self.unread = 1
         self.scores: list[list[Tensor]] = [[] for _ in range(batch)]
@@ -280,9 +343,9 @@ class _Run:
         self.prompt_width = input_ids.shape[1]
         self.stats = GenerationStats(
             rules=pipeline.names,
-            verifier=None if draft_model is None else self.verifier.name,
-            num_drafts=self.num_drafts if draft_model is not None else 0,
-            draft_length=self.draft_length,
+            verifier=None if draft is None else self.verifier.name,
+            num_drafts=0 if draft is None else self.shape.num_drafts,
+            draft_length=self.shape.draft_length,
             seed=int(self.noise.seed[0]),
         )
 
@@ -296,21 +359,29 @@ class _Run:
             self.target.model.prefill(rest, lengths - 1 - self.target.model.lengths)
             if self.draft is not None:
                 self.draft.model.prefill(tokens[:, :-1], lengths - 1)
+                if isinstance(self.draft, SlotTree):
+                    self.unread = 2
+                    self.draft.model.lengths = lengths - 2
         self.real = tokens.new_ones(prompt.shape) if attention_mask is None else attention_mask != 0
 
     def block(self) -> Tensor:
         """One round; returns how many tokens each row got."""
         # a block may reach past max_length, which cuts it afterwards: were L clipped to the room of the batch's longest
         # row, a row's tokens would depend on the rows around it, as they do where a model's context ends
-        length = min(self.draft_length, self.context - int(self.texts.lengths.max()))
+        start = time.perf_counter()
+        shape = self.shape if self.chooser is None else self.chooser.next_shape()
+        length = shape.draft_length
+        if self.options.max_length + length > self.context:
+            length = min(length, self.context - int(self.texts.lengths.max()))
         noise = self.noise.at(self.step)
         with self.stats.timed("draft"):
-            paths = self._draft(length, noise)
+            paths = self._draft(shape._replace(draft_length=length), noise)
         with self.stats.timed("target"):
             logits, node = self.target.score(self.texts.last_tokens(1), paths.tree)
+            logits = self.ranks.tensor(logits)
         with self.stats.timed("verify"):
             block = ScoredBlock(paths, logits, node, self.texts, self.pipeline)
-            verified = self.verifier.verify(block, noise)
+            verified = self.ranks.verified(self.verifier.verify(block, noise))
             _check_target(verified)
             writing = ~self.texts.finished
             columns = self._columns(block, verified)
@@ -319,9 +390,15 @@ class _Run:
         with self.stats.timed("commit"):
             self._roll_back(paths.tree, verified, emitted)
         rows = writing.nonzero().squeeze(1).tolist()
+        accepted = verified.num_accepted[writing].tolist()
         self.stats.record_block(
-            length, rows, verified.num_accepted[writing].tolist(), emitted[writing].tolist()
+            self._drafted(paths.tree, rows), rows, accepted, emitted[writing].tolist()
         )
+        if self.chooser is not None and length == shape.draft_length:
+            seconds = self.ranks.seconds(time.perf_counter() - start)
+            self.chooser.record(shape, accepted, seconds)
+            counts = self.stats.blocks_by_shape
+            counts[shape] = counts.get(shape, 0) + 1
         self.step += 1
         return emitted
 
@@ -352,31 +429,58 @@ class _Run:
         # padding inside the text would have to be cut out of the cache: the text is read again instead
         if mask is not None and bool((mask[:, 1:] < mask[:, :-1]).any()):
             return 0
-        if not self.target.model.adopt(cache, cached):
-            return 0
         whole = torch.full_like(self.texts.lengths, cached)
-        self.target.model.lengths = whole if mask is None else mask[:, :cached].sum(1).to(whole)
-        return cached
+        lengths = whole if mask is None else mask[:, :cached].sum(1).to(whole)
+        return cached if self.target.model.adopt(cache, lengths) else 0
 
     def _branches(self, model: PreTrainedModel, batch: int, device: torch.device) -> Branches:
-        one_path = self.num_drafts == 1 and self.options.structure == "paths"
+        one_path = self.shape.num_drafts == 1 and self.options.structure == "paths"
         layout = choose_layout(model, self.options.layout, one_path=one_path)
+        if self.options.cache_implementation == "static":
+            return self._slots(model, batch, device)
         cached = CachedModel(model, batch, device)
         return TreeRow(cached) if layout == "tree" else PathRows(cached)
 
-    def _draft(self, length: int, noise: Noise) -> DraftPaths:
+    def _slots(self, model: PreTrainedModel, batch: int, device: torch.device) -> SlotTree:
+        options, adaptive = self.options, self.options.adaptive
+        num_drafts, longest = self.shape
+        lengths = (longest,) if adaptive is None else adaptive.draft_lengths
+        capacity = capacity_for(options.max_length, num_drafts * longest)
+        compiled = options.compile_config
+        slots = SlotModel(model, batch, device, capacity=capacity, compile_config=compiled)
+        return SlotTree(slots, num_drafts, lengths)
+
+    def _draft(self, shape: Shape, noise: Noise) -> DraftPaths:
+        num_drafts, length = shape
+        if self.reader is not None:
+            return read_off(
+                self.reader,
+                self.texts,
+                self.real,
+                num_drafts=num_drafts,
+                length=length,
+                vocabulary=self._vocabulary,
+            )
         if self.draft is None or length == 0:
             return DraftPaths(DraftTree(len(self.texts.lengths), self.texts.lengths.device), [])
         return draft_paths(
             self.draft,
             self.texts,
             self.unread,
-            self.drafter,
+            self.options.drafter(self.verifier, shape),
             length=length,
             vocabulary=self._vocabulary,
             pipeline=self.pipeline,
             noise=noise,
+            ranks=self.ranks,
         )
+
+    def _drafted(self, tree: DraftTree, rows: list[int]) -> list[int]:
+        """How many tokens the longest path of each row has: less than L only where a text is read off."""
+        if self.reader is None:
+            return [tree.depth] * len(rows)
+        depths: list[int] = (tree.column >= 0).any(1).sum(1).sub(1).tolist()
+        return [depths[row] for row in rows]
 
     def _roll_back(self, tree: DraftTree, verified: VerifiedBlock, emitted: Tensor) -> None:
         """Keep the winning path of each row, and of it the tokens that were emitted, in both caches."""
@@ -385,7 +489,8 @@ class _Run:
             return
         # the draft has not read the last level: where a token of it was accepted two tokens are unread, and the next
         # call reads two everywhere, so that one shape serves all rows
-        self.unread = 2 if bool((emitted == tree.depth + 1).any()) else 1
+        if not isinstance(self.draft, SlotTree):
+            self.unread = 2 if bool((emitted == tree.depth + 1).any()) else 1
         self.draft.commit(tree, verified.survivor_path, emitted - self.unread)
 
     def _columns(self, block: ScoredBlock, verified: VerifiedBlock) -> list[Column]:
@@ -431,8 +536,7 @@ class _Run:
         # padding may stand between tokens, and keeps its slots
         real = torch.ones_like(self.texts.token_ids[:, : longest - 1])
         real[:, : self.prompt_width] = self.real
-        self.target.model.align(real.cumsum(1) - 1)
-        return self.target.model.hand_out()
+        return self.target.model.hand_out(real.cumsum(1) - 1)
 
     @property
     def _vocabulary(self) -> int:
@@ -447,6 +551,27 @@ def _left_padded(token_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tens
     real = attention_mask != 0
     order = real.to(torch.int8).argsort(dim=1, stable=True)
     return token_ids.gather(1, order), real.sum(1)
+
+
+def _draft_model(draft: Draft | None, target: PreTrainedModel) -> PreTrainedModel | None:
+    """The model that drafts, if one does."""
+    if isinstance(draft, ModelSource):
+        return draft.model_for(target)
+    return None if isinstance(draft, DraftSource) else draft
+
+
+def _check_static(
+    target_model: PreTrainedModel, draft_model: PreTrainedModel | None, draft: Draft | None
+) -> None:
+    """ValueError where caches of fixed shape do not suit."""
+    if isinstance(draft, TextSource):
+        raise ValueError(
+            'cache_implementation="static" needs drafts of a model: '
+            f"those of {type(draft).__name__} have no fixed length"
+        )
+    check_slots(target_model, "target")
+    if draft_model is not None:
+        check_slots(draft_model, "draft")
 
 
 def _check_target(verified: VerifiedBlock) -> None:

@@ -75,7 +75,7 @@ TABLE: dict[str, Entry] = {
     "NoBadWordsLogitsProcessor": _prefix("matches the last tokens"),
     "NoRepeatNGramLogitsProcessor": _prefix("bans n-grams of the text so far"),
     "PrefixConstrainedLogitsProcessor": _row_indexed("asks a function of batch row and prefix"),
-    "RepetitionPenaltyLogitsProcessor": _prefix("penalises tokens of the text so far"),
+    "RepetitionPenaltyLogitsProcessor": _row_indexed("skips the padding of each row"),
     "SequenceBiasLogitsProcessor": _prefix("matches the last tokens"),
     "SuppressTokensAtBeginLogitsProcessor": _prefix("acts at one length"),
     "SuppressTokensLogitsProcessor": _context_free("masks a fixed set"),
@@ -90,7 +90,13 @@ TABLE: dict[str, Entry] = {
     "WhisperNoSpeechDetection": _refused("it runs a model and keeps its result"),
     "WhisperTimeStampLogitsProcessor": _prefix("pairs the time stamps of the text so far"),
 }
-"""Every class of `transformers.generation.logits_process`, the same set from 5.16 to 5.23."""
+"""Every class of `transformers.generation.logits_process`, the same set from 5.17 to 5.23."""
+
+_STATEFUL = {
+    "xgrammar": "XGrammarLogitsProcessor(compiled_grammar, prompt_length)",
+    "outlines": "OutlinesLogitsProcessor(index, prompt_length)",
+}
+"""Packages whose processors follow one text a row, and ours that read the text instead."""
 
 
 def kind_of(processor: Processor, trusted: Collection[type]) -> Kind:
@@ -101,6 +107,12 @@ def kind_of(processor: Processor, trusted: Collection[type]) -> Kind:
             return Kind.CONTEXT_FREE
         if getattr(processor, "stateless", False) is True or type(processor) in trusted:
             return Kind.PREFIX
+        if stateless := _STATEFUL.get(type(processor).__module__.partition(".")[0]):
+            raise ValueError(
+                f"{name_of(processor)} of {type(processor).__module__} follows one text a row, and "
+                "speculation takes tokens back: use "
+                f"warpdraft.integrations.transformers.{stateless} instead."
+            )
         raise ValueError(
             f"The logits processor {name_of(processor)} is unknown: it may keep state between "
             "calls, and speculation calls it on several continuations of one text. If its scores "

@@ -20,7 +20,7 @@ from .processor_table import Kind, Processor, kind_of, name_of, transformers_nam
 from .rules import Epsilon, Eta, MinP, Rule, TopH, TopK, TopP, Typical
 
 # each warper keeps transformers' own meaning: ties of top-k whole, top-H over the 100 most likely
-_CONVERSIONS: dict[str, Callable[[Any], Rule]] = {
+CONVERSIONS: dict[str, Callable[[Any], Rule]] = {
     "TopHLogitsWarper": lambda warper: TopH(warper.top_h, variant="transformers"),
     # `top_k` is already the larger of the argument and `min_tokens_to_keep`
     "TopKLogitsWarper": lambda warper: TopK(warper.top_k, ties="all"),
@@ -96,7 +96,7 @@ class ProcessorStack:
         if warpers and transformers_name(warpers[0]) == "TemperatureLogitsWarper":
             self.temperature = float(warpers.pop(0).temperature)  # type: ignore[attr-defined]
             temperature_names = [f"temperature={self.temperature}"]
-        self.rules = tuple(_CONVERSIONS[type(warper).__name__](warper) for warper in warpers)
+        self.rules = tuple(_rule_of(warper) for warper in warpers)
         self.names = (
             *map(name_of, processors[:start]),
             *temperature_names,
@@ -181,6 +181,16 @@ def _restrict_encoder_no_repeat_ngram(processor: Any, rows: Tensor, batch: int) 
     return restricted
 
 
+def _restrict_repetition_penalty(processor: Any, rows: Tensor, batch: int) -> Any:
+    ignored = processor.prompt_ignore_length
+    # a number, or nothing, is the same for all rows; newer transformers give each row its padding
+    if not isinstance(ignored, Tensor):
+        return processor
+    restricted = copy.copy(processor)
+    restricted.prompt_ignore_length = ignored[rows.to(ignored.device) // (batch // len(ignored))]
+    return restricted
+
+
 def _restrict_prefix_constraint(processor: Any, rows: Tensor, batch: int) -> Any:
     batch_rows = rows.tolist()
     allowed_tokens = processor._prefix_allowed_tokens_fn
@@ -196,6 +206,7 @@ def _restrict_prefix_constraint(processor: Any, rows: Tensor, batch: int) -> Any
 _RESTRICTIONS: dict[str, Callable[[Any, Tensor, int], Any]] = {
     "EncoderRepetitionPenaltyLogitsProcessor": _restrict_encoder_repetition_penalty,
     "EncoderNoRepeatNGramLogitsProcessor": _restrict_encoder_no_repeat_ngram,
+    "RepetitionPenaltyLogitsProcessor": _restrict_repetition_penalty,
     "PrefixConstrainedLogitsProcessor": _restrict_prefix_constraint,
 }
 
@@ -213,9 +224,17 @@ def _trailing_run(processors: Sequence[Processor]) -> tuple[int, int]:
     return start, end
 
 
+def _rule_of(warper: Any) -> Rule:
+    """The rule of a warper that names its own, as those of `install` do, or of transformers' own."""
+    rule = getattr(warper, "truncation_rule", None)
+    return rule if isinstance(rule, Rule) else CONVERSIONS[type(warper).__name__](warper)
+
+
 def _converts(processor: Any) -> bool:
+    if isinstance(getattr(processor, "truncation_rule", None), Rule):
+        return bool(processor.filter_value == -math.inf)
     name = transformers_name(processor)
-    if name not in _CONVERSIONS or processor.filter_value != -math.inf:
+    if name not in CONVERSIONS or processor.filter_value != -math.inf:
         return False
     # the hard-coded head of TopHLogitsWarper is an attribute that a caller can change
     return name != "TopHLogitsWarper" or processor.top_n == 100

@@ -78,8 +78,8 @@ def sample(
         token_bitmask: int32 `[batch, ceil(vocab / 32)]`, token i allowed where bit i % 32 of word
             i // 32 is 1: the layout of xgrammar and vLLM. Other tokens count as -inf, also for
             "raw" and for the kept mass.
-        backend: "auto" and "torch" take plain torch; "triton" takes the kernels, which no chip has run yet: CUDA
-            tensors, or any in Triton's interpreter.
+        backend: "torch" takes plain torch; "triton" the kernels, which no chip has run yet, on a GPU
+            or in Triton's interpreter; "auto" the kernels for calls on a GPU that they can run.
 
     Raises:
         ValueError: a shape or parameter is outside its range, the backend cannot run the call, or
@@ -90,6 +90,22 @@ def sample(
         raise ValueError(f"logprobs_mode must be 'processed' or 'raw', got {logprobs_mode!r}")
     check_logits(logits)
     listed = check_rules(rules)
+    if torch.compiler.is_compiling():
+        # registers the operators, so only when one is compiled
+        from .library import sample_in_graph
+
+        return sample_in_graph(
+            logits,
+            listed,
+            temperature=temperature,
+            seed=seed,
+            sequence=sequence,
+            step=step,
+            generator=generator,
+            raw=logprobs_mode == "raw",
+            token_bitmask=token_bitmask,
+            backend=backend,
+        )
     check_bitmask(token_bitmask, logits.shape[0], logits)
 
     def stream() -> Noise:

@@ -15,14 +15,16 @@ class GenerationStats:
     Attributes:
         target_calls: target calls that each row took part in, summed over the rows (prompts not counted).
         emitted_tokens: new tokens, summed over the rows.
-        drafted_tokens: tokens of one draft path, summed over calls and rows: L a call, apart from stops.
+        drafted_tokens: tokens of one draft path, summed over calls and rows: L a call, apart from stops and from
+            texts in which prompt look-up found fewer.
         accepted_tokens: drafted tokens that were emitted.
         drafted_by_position: calls in which position i of the path was drafted.
         accepted_by_position: calls in which it was accepted.
         rules: names of the processors and rules that ran, in order.
         verifier: its name, or None for plain sampling.
-        num_drafts: K.
-        draft_length: L, as asked for.
+        num_drafts: K, as asked for; the largest where it adapts.
+        draft_length: L, likewise.
+        blocks_by_shape: how many blocks had K paths of L tokens, by (K, L), where that adapts.
         seed: of the noise: the same seed, batch and models write the same text.
         target_calls_by_row: target calls that each row of the batch took part in.
         emitted_tokens_by_row: new tokens of each row.
@@ -42,6 +44,7 @@ class GenerationStats:
     accepted_by_position: list[int] = field(default_factory=list)
     target_calls_by_row: list[int] = field(default_factory=list)
     emitted_tokens_by_row: list[int] = field(default_factory=list)
+    blocks_by_shape: dict[tuple[int, int], int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -66,32 +69,34 @@ class GenerationStats:
         return sum(self.seconds.values())
 
     def record_block(
-        self, draft_length: int, rows: list[int], accepted: list[int], emitted: list[int]
+        self, drafted: list[int], rows: list[int], accepted: list[int], emitted: list[int]
     ) -> None:
         """Count one block of every row that was still writing.
 
         Args:
-            draft_length: L.
+            drafted: tokens of a path, a row each: L, or fewer where a source found fewer.
             rows: their numbers in the batch.
             accepted: drafted tokens that the verifier accepted, a row each.
             emitted: tokens that were emitted; where a stop cut the block, drafted tokens behind it count nowhere.
         """
-        while len(self.drafted_by_position) < draft_length:
+        while len(self.drafted_by_position) < max(drafted, default=0):
             self.drafted_by_position.append(0)
             self.accepted_by_position.append(0)
         self.target_calls += len(emitted)
         self.emitted_tokens += sum(emitted)
-        for row, row_accepted, row_emitted in zip(rows, accepted, emitted, strict=True):
+        for row, length, row_accepted, row_emitted in zip(
+            rows, drafted, accepted, emitted, strict=True
+        ):
             missing = row + 1 - len(self.target_calls_by_row)
             self.target_calls_by_row += [0] * missing
             self.emitted_tokens_by_row += [0] * missing
             self.target_calls_by_row[row] += 1
             self.emitted_tokens_by_row[row] += row_emitted
-            drafted = draft_length if row_emitted > row_accepted else row_emitted
+            counted = length if row_emitted > row_accepted else row_emitted
             kept = min(row_accepted, row_emitted)
-            self.drafted_tokens += drafted
+            self.drafted_tokens += counted
             self.accepted_tokens += kept
-            for position in range(drafted):
+            for position in range(counted):
                 self.drafted_by_position[position] += 1
                 self.accepted_by_position[position] += position < kept
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from warpdraft.kernels.noise import Noise, Role
 from warpdraft.kernels.top_tokens import top_tokens, without_tokens
 
-from .draft_tree import DraftTree, Draws
+from .draft_tree import DraftTree, Draws, SeparatePaths
 from .laws import Law
 
 if TYPE_CHECKING:
@@ -79,6 +79,19 @@ def drawn_from(
     return Draws(source, token_ids)
 
 
+def drawn_by_all(tree: DraftTree, laws: LevelLaws, noise: Noise, path: Tensor) -> Draws:
+    """One token for each path `[batch, K]` int64, the laws being in the order of the paths."""
+    batch, num_paths = path.shape
+    law = laws.law
+    if num_paths > 1:
+        text = torch.arange(batch, device=path.device).repeat_interleave(num_paths)
+        noise = noise.select(text)
+        law = law.only(text) if tree.depth == 0 else law
+    tokens = law.draw(noise, Role.DRAFT, depth=tree.depth, path=path.flatten())
+    source = path if tree.depth > 0 else torch.zeros_like(path)
+    return Draws(source, tokens.view(batch, num_paths))
+
+
 class Paths(Drafter):
     """K i.i.d. paths; `num_top` of them start with the draft's most likely tokens, the others with one of the rest."""
 
@@ -90,6 +103,8 @@ class Paths(Drafter):
         """Every path draws one token."""
         batch = len(tree.token_ids)
         path = torch.arange(self.num_drafts, device=noise.seed.device).expand(batch, -1)
+        if isinstance(tree, SeparatePaths) and self.num_top == 0:
+            return drawn_by_all(tree, laws, noise, path)
         if tree.depth > 0:
             return drawn_from(tree, laws, noise, path, tree.column[:, :, -1] >= 0)
         source = torch.zeros_like(path)

@@ -36,13 +36,15 @@ class Texts:
         self.lengths = input_ids.new_full((batch,), width)
         self.finished = torch.zeros(batch, dtype=torch.bool, device=input_ids.device)
         self._max_length = max_length
+        # what the host knows of `lengths` and `finished`
+        self._longest, self._some_finished = width, False
         self._eos = input_ids.new_tensor(list(eos_token_ids))
         self._stopping = tuple(stopping)
 
     def last_tokens(self, count: int) -> Tensor:
         """The last `count` tokens of every row, `[batch, count]`."""
         index = self.lengths[:, None] - torch.arange(count, 0, -1, device=self.lengths.device)
-        return self.token_ids.gather(1, index)
+        return self.token_ids.gather(1, index.clamp_min(0))
 
     def prefixes(self, rows: Tensor, drafted: Tensor) -> Prefixes:
         """Each of the rows, which have not `ended`, continued by its drafted tokens `[len(rows), depth]`."""
@@ -51,6 +53,11 @@ class Texts:
         index = lengths[:, None] + torch.arange(depth, device=lengths.device)
         token_ids.scatter_(1, index, drafted)
         return Prefixes(token_ids, lengths + depth, rows, len(self.lengths))
+
+    def may_end(self, depth: int) -> bool:
+        """Whether a row can have ended after so many drafted tokens, for all that is known without a look at them."""
+        full = self._longest + depth >= self._max_length
+        return len(self._eos) > 0 or self._some_finished or full
 
     def ended(self, rows: Tensor, drafted: Tensor) -> Tensor:
         """Whether each of the rows, continued by its drafted tokens, has no next token: `[len(rows)]` bool."""
@@ -77,6 +84,8 @@ class Texts:
             self._write(output_token_ids, kept)
         emitted = kept.sum(1)
         self.finished |= (stops & kept).any(1) | (self.lengths >= self._max_length)
+        longest, some = torch.stack([self.lengths.amax(), self.finished.any().to(torch.int64)])
+        self._longest, self._some_finished = int(longest), bool(some)
         return emitted
 
     def _write(self, output_token_ids: Tensor, kept: Tensor) -> None:

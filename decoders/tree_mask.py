@@ -89,6 +89,7 @@ def _form(model: PreTrainedModel, seen: Tensor) -> Tensor:
 
 
 def model_inside(model: PreTrainedModel) -> PreTrainedModel:
-    """The model inside an adapter's (PEFT), which hands its keyword arguments on."""
+    """The model inside a compiled one or an adapter's (PEFT), which hand their keyword arguments on."""
+    model = getattr(model, "_orig_mod", model)
     unwrap = getattr(model, "get_base_model", None)
     return unwrap() if unwrap else model

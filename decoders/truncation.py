@@ -72,8 +72,8 @@ def truncate(
         row_indices: int64 `[rows]`, each at most once: truncate these rows only, to which the
             parameters and the bitmask belong. The other rows stay as they are in `out`.
         out: where to write, like `logits`, rows with any stride; `logits` itself truncates in place.
-        backend: "auto" and "torch" take plain torch; "triton" takes the kernels, which no chip has run yet: CUDA
-            tensors, or any in Triton's interpreter.
+        backend: "torch" takes plain torch; "triton" the kernels, which no chip has run yet, on a GPU
+            or in Triton's interpreter; "auto" the kernels for calls on a GPU that they can run.
 
     Returns:
         `out`, or a new tensor like `logits`, not divided by the temperature.
@@ -85,6 +85,19 @@ def truncate(
     """
     check_logits(logits)
     listed = check_rules(rules)
+    if torch.compiler.is_compiling():
+        # registers the operators, so only when one is compiled
+        from .library import truncate_in_graph
+
+        return truncate_in_graph(
+            logits,
+            listed,
+            temperature=temperature,
+            token_bitmask=token_bitmask,
+            row_indices=row_indices,
+            out=out,
+            backend=backend,
+        )
     rows = check_row_indices(row_indices, logits)
     check_bitmask(token_bitmask, rows, logits)
     check_out(out, logits)

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from warpdraft.kernels.noise import MAX_DEPTH, MAX_PATH, Noise, Role
 
-from .backend import Backend, check_backend
+from .arguments import validity
+from .backend import KERNEL_DTYPES, Backend, operations_of, takes_triton
 from .laws import Law, NodeLaws, law_of
 from .rules import Rule
 from .truncation import check_rules
@@ -44,6 +45,10 @@ VERIFIERS: dict[str, tuple[str, str]] = {
     "optimal_block": ("warpdraft.verifiers.optimal_block", "OptimalBlock"),
 }
 
+
+# what the kernels walk by, and the paths of a block that a program keeps in registers
+KERNEL_VERIFIERS = ("k_seq", "optimal", "optimal_block")
+KERNEL_PATHS = 64
 
 DEFAULT_VERIFIER = "optimal_block"
 """Above SpecTr's `k_seq` by 7 to 18 % of block efficiency with 2 and 4 paths of 4 and 8 tokens (Gemma 3 270M, the draft
@@ -335,13 +340,35 @@ def verify_block(
         sequence: `[batch]` int64 names of the rows, by default their numbers.
         step: int or `[batch]` int64: counts a sequence's target calls; must never repeat.
         generator: takes the seed's place.
-        backend: "auto" or "torch"; the plain-torch walk synchronises once a depth.
+        backend: "torch" walks in plain torch, which synchronises once a depth; "triton" runs the kernels for "k_seq",
+            "optimal" and "optimal_block", which no chip has run yet, on a GPU or in Triton's interpreter; "auto" the
+            kernels for calls on a GPU that they can run. Their selection is planned on 32 ratios, so another candidate
+            may be taken than in plain torch, and a recovered token ends the walk; the emitted law is the same.
 
     Raises:
-        ValueError: shapes, verifier, parameters or (on the CPU) token ids and nodes out of range.
+        ValueError: shapes, verifier, parameters, a backend that cannot run the call, or (on the CPU) token ids and
+            nodes out of range.
         TypeError: dtypes, or a rule that is none.
     """
-    check_backend(backend)
+    if torch.compiler.is_compiling():
+        # registers the operators, so only when one is compiled
+        from .library import verify_block_in_graph
+
+        return verify_block_in_graph(
+            target_logits,
+            draft_logits,
+            draft_token_ids,
+            node_index,
+            drawn=drawn,
+            verifier=verifier,
+            rules=check_rules(rules),
+            temperature=temperature,
+            seed=seed,
+            sequence=sequence,
+            step=step,
+            generator=generator,
+            backend=backend,
+        )
     rule = get_verifier(verifier)
     block = LogitsBlock(
         target_logits, draft_logits, draft_token_ids, node_index, rules, temperature, drawn
@@ -354,7 +381,28 @@ def verify_block(
         generator=generator,
         device=draft_token_ids.device,
     )
+    refusal = why_not_verification(rule, draft_logits, draft_token_ids)
+    if takes_triton(backend, target_logits, block.rules, refusal=refusal):
+        return block.verify_triton(rule, noise)
     return rule.verify(block, noise)
+
+
+def why_not_verification(
+    verifier: Verifier, draft_logits: Tensor, draft_token_ids: Tensor
+) -> str | None:
+    """Why the kernels cannot run `verify_block`, whatever the target's logits are; None if they can."""
+    name, num_paths = verifier.name, draft_token_ids.shape[1]
+    if name not in KERNEL_VERIFIERS or type(verifier) is not type(get_verifier(name)):
+        return f'"{name}" is none of their verifiers, {", ".join(KERNEL_VERIFIERS)}'
+    options = {"num_bins": getattr(get_verifier(name), "num_bins", None), "most_top": 0}
+    for option, value in options.items():
+        if getattr(verifier, option, value) != value:
+            return f'they take "{name}" with {option}={value}, got {getattr(verifier, option)}'
+    if draft_logits.dtype not in KERNEL_DTYPES:
+        return f"the draft's logits are {draft_logits.dtype}, the kernels take float32, bfloat16 and float16"
+    if num_paths > KERNEL_PATHS:
+        return f"there are {num_paths} draft paths, the kernels take {KERNEL_PATHS}"
+    return None
 
 
 class LogitsBlock:
@@ -398,8 +446,34 @@ class LogitsBlock:
         self._target_logits = target_logits
         self._draft_logits = draft_logits
         self._node_index = node_index
-        self._rules = listed
+        self.rules = listed
         self._temperature = temperature
+
+    def verify_triton(self, verifier: Verifier, noise: Noise) -> VerifiedBlock:
+        """Walk the block by the kernels."""
+        # imports Triton, so only when a kernel is launched
+        from warpdraft.kernels.verification_triton import verify_block_triton
+
+        batch, device = len(self.draft_token_ids), self.draft_token_ids.device
+        verified = verify_block_triton(
+            self._target_logits.detach(),
+            self._draft_logits.detach(),
+            self.draft_token_ids,
+            self._node_index,
+            self.drawn,
+            operations_of(self.rules),
+            self._temperature,
+            noise,
+            verifier.name,
+            lex=getattr(verifier, "selector", "clip") == "lex",
+            valid=validity(self.rules, self._temperature, batch, device),
+        )
+        return VerifiedBlock(
+            verified.output_token_ids,
+            verified.num_accepted,
+            verified.survivor_path,
+            verified.status,
+        )
 
     def target(self, rows: Tensor, path: Tensor, depth: int) -> Law:
         """Target law at the rows' nodes."""
@@ -413,7 +487,7 @@ class LogitsBlock:
         temperature = self._temperature
         if isinstance(temperature, Tensor) and temperature.ndim == 1:
             temperature = temperature[rows]
-        rules = [_of_rows(rule, rows) for rule in self._rules]
+        rules = [_of_rows(rule, rows) for rule in self.rules]
         law = law_of(logits[rows, self._node_index[rows, path, depth]], rules, temperature)
         self.status[rows] = torch.where(law.status != 0, law.status, self.status[rows])
         return law

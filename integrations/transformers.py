@@ -3,7 +3,8 @@
     out = model.generate(**inputs, logits_processor=[TopHLogitsProcessor(0.4)])
     out = model.generate(**inputs, custom_generate=FusedSampling(rules=[TopH(0.4)]))
     out = model.generate(**inputs, custom_generate=SpeculativeDecoding(draft_model))
-    out = generate(model, draft_model, **inputs, streamer=streamer, stop_strings=["END"])
+    out = model.generate(**inputs, custom_generate=SpeculativeDecoding(FirstLayers(4)))
+    out = generate(model, PromptLookup(3), **inputs, streamer=streamer, stop_strings=["END"])
 
 `model.generate` drops `streamer` and `tokenizer` on the way to a `custom_generate` object, and
 refuses `stop_strings` with one, so the objects take all three themselves; `generate` takes them as
@@ -14,25 +15,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 try:
     import transformers
 except ImportError as error:
     raise ImportError(
-        "warpdraft.integrations.transformers needs transformers 5.16 or newer: "
-        "pip install 'transformers>=5.16'"
+        "warpdraft.integrations.transformers needs transformers 5.17 or newer: "
+        "pip install 'transformers>=5.17'"
     ) from error
-if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 16):
+if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 17):
     raise ImportError(
-        "warpdraft.integrations.transformers needs transformers 5.16 or newer, found "
-        f"{transformers.__version__}: pip install --upgrade 'transformers>=5.16'"
+        "warpdraft.integrations.transformers needs transformers 5.17 or newer, found "
+        f"{transformers.__version__}: pip install --upgrade 'transformers>=5.17'"
     )
 
-from warpdraft.verification import DEFAULT_VERIFIER
+from warpdraft.adaptive_shape import AdaptiveShape
+from warpdraft.first_layers import FirstLayers
+from warpdraft.prompt_lookup import PromptLookup
+from warpdraft.without_adapter import WithoutAdapter
 
 from .transformers_arguments import check_arguments
 from .transformers_custom_generate import FusedSampling, SpeculativeDecoding, SpeculativeOutput
+from .transformers_grammars import OutlinesLogitsProcessor, XGrammarLogitsProcessor
+from .transformers_install import Installation, install
 from .transformers_processors import MinPLogitsProcessor, TopHLogitsProcessor
 
 if TYPE_CHECKING:
@@ -41,34 +48,46 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.generation.streamers import BaseStreamer
 
+    from warpdraft.draft_sources import Draft
     from warpdraft.rules import Rule
     from warpdraft.structures import Structure
     from warpdraft.tree_mask import Layout
     from warpdraft.verification import Selector, Verifier
 
 __all__ = [
+    "AdaptiveShape",
+    "FirstLayers",
     "FusedSampling",
+    "Installation",
     "MinPLogitsProcessor",
+    "OutlinesLogitsProcessor",
+    "PromptLookup",
     "SpeculativeDecoding",
     "SpeculativeOutput",
     "TopHLogitsProcessor",
+    "WithoutAdapter",
+    "XGrammarLogitsProcessor",
+    "custom_generate_folder",
     "generate",
+    "install",
 ]
 
 
 def generate(
     model: PreTrainedModel,
-    draft_model: PreTrainedModel | None = None,
+    draft: Draft | None = None,
     inputs: Tensor | None = None,
     *,
     num_drafts: int = 4,
     draft_length: int = 4,
-    verifier: str | Verifier = DEFAULT_VERIFIER,
+    adaptive: AdaptiveShape | None = None,
+    verifier: str | Verifier | None = None,
     selector: Selector | None = None,
     num_top: int | None = None,
     structure: Structure = "paths",
     node_budget: int | None = None,
     layout: Layout = "auto",
+    compile: bool = False,
     rules: Rule | Sequence[Rule] = (),
     seed: int | None = None,
     sequence: Tensor | None = None,
@@ -100,19 +119,21 @@ def generate(
         check_arguments(arguments)
         model, arguments, found = _without_stop_strings(model, arguments)
         sampling["stop_strings"] = found if stop_strings is None else stop_strings
-        if draft_model is None:
+        if draft is None:
             custom_generate = FusedSampling(**sampling)
         else:
             custom_generate = SpeculativeDecoding(
-                draft_model,
+                draft,
                 num_drafts=num_drafts,
                 draft_length=draft_length,
+                adaptive=adaptive,
                 verifier=verifier,
                 selector=selector,
                 num_top=num_top,
                 structure=structure,
                 node_budget=node_budget,
                 layout=layout,
+                compile=compile,
                 **sampling,
             )
         # the stubs take the mixin's method for a tensor
@@ -121,6 +142,11 @@ def generate(
         # whatever went wrong before the run began: nobody waits for a stream that never ends
         if once is not None:
             once.end()
+
+
+def custom_generate_folder() -> str:
+    """The folder for `model.generate(custom_generate=FOLDER, trust_remote_code=True, ...)`."""
+    return str(Path(__file__).parent / "hub")
 
 
 class _EndedOnce:

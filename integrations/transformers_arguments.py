@@ -56,7 +56,7 @@ ARGUMENTS: dict[str, Argument] = {
     "prefix_allowed_tokens_fn": _PROCESSOR,
     "streamer": _honoured("give it to SpeculativeDecoding: generate drops it on the way"),
     "tokenizer": _honoured("give it to SpeculativeDecoding: generate drops it on the way"),
-    "assistant_model": _refused("pass it to SpeculativeDecoding as draft_model"),
+    "assistant_model": _refused("pass it to SpeculativeDecoding as draft"),
     "assistant_tokenizer": _refused("target and draft must share one tokenizer"),
     "synced_gpus": _refused("ranks would draft blocks of different lengths", False),
     "negative_prompt_ids": _refused("guidance runs a model inside a processor"),
@@ -93,11 +93,13 @@ ARGUMENTS: dict[str, Argument] = {
     "diversity_penalty": _unused(_BEAMS),
     # caches and compilation
     "use_cache": _refused("a rejected token is taken back from the cache", True),
-    "cache_implementation": _refused("only dynamic caches can be cropped", "dynamic"),
+    "cache_implementation": _refused(
+        'only "dynamic" and "static" caches return to an earlier token', "dynamic", "static"
+    ),
     "cache_config": _refused("it belongs to quantised caches"),
     "max_cache_len": _unused(_STATIC),
-    "compile_config": _unused(_STATIC),
-    "disable_compile": _unused(_STATIC),
+    "compile_config": _honoured("with static caches; shapes are fixed whatever its dynamic says"),
+    "disable_compile": _honoured("True turns compile= off"),
     "prefill_chunk_size": _refused("the prompt is read in one call"),
     "continuous_batching_config": _unused("only generate_batch reads it"),
     # the law
@@ -141,8 +143,10 @@ ARGUMENTS: dict[str, Argument] = {
     "decoder_start_token_id": _unused("only encoder-decoder models read it"),
     # transformers' own assisted generation
     "is_assistant": _refused("the model that writes the text is the target", False),
-    "prompt_lookup_num_tokens": _refused("another speculation"),
-    "assistant_early_exit": _refused("another speculation"),
+    "prompt_lookup_num_tokens": _refused(
+        "pass PromptLookup(max_matching_ngram_size) to SpeculativeDecoding, with draft_length="
+    ),
+    "assistant_early_exit": _refused("pass FirstLayers(n) to SpeculativeDecoding as draft"),
     "speculation_type": _refused("another speculation"),
     "assistant_ensemble_weight": _refused("it changes the law"),
     "max_matching_ngram_size": _unused("only prompt look-up reads it"),
@@ -183,6 +187,12 @@ def check_model(model: PreTrainedModel, role: str) -> None:
         raise ValueError(
             f"The {role} model {name} keeps a state that cannot return to an earlier token."
         )
+    stages = getattr(getattr(model.config, "distributed_config", None), "pp_size", None)
+    if stages is not None and stages > 1:
+        raise ValueError(
+            f"The {role} model {name} is cut into stages over ranks (pp_size={stages}): "
+            "use tensor parallelism (tp_plan), or device_map."
+        )
     sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)
     if sharded and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise ValueError(
@@ -219,8 +229,10 @@ def check_model_kwargs(model_kwargs: dict[str, Any], rows: int) -> DynamicCache 
             f"The model arguments {unknown} cannot be used here: the draft would not see them."
         )
     attention_mask, position_ids = (model_kwargs.get(k) for k in ("attention_mask", "position_ids"))
-    if attention_mask is not None and position_ids is not None:
-        _check_positions(position_ids, attention_mask)
+    if position_ids is not None:
+        # newer transformers drop a mask without padding
+        mask = torch.ones_like(position_ids) if attention_mask is None else attention_mask
+        _check_positions(position_ids, mask)
     cache = model_kwargs.get("past_key_values")
     if cache is None or not getattr(cache, "_is_user_defined", False):
         return None

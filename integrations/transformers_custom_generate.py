@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import (
+    CompileConfig,
     EosTokenCriteria,
     GenerationConfig,
     LogitsProcessorList,
@@ -23,6 +24,7 @@ from transformers import (
 )
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from warpdraft.draft_sources import DraftSource
 from warpdraft.laws import LawPipeline
 from warpdraft.loop import Generated, LoopOptions, generate_tokens
 from warpdraft.processors import ProcessorStack
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.generation.streamers import BaseStreamer
 
+    from warpdraft.adaptive_shape import AdaptiveShape
+    from warpdraft.draft_sources import Draft
     from warpdraft.structures import Structure
     from warpdraft.tree_mask import Layout
 
@@ -76,7 +80,8 @@ class FusedSampling:
         TypeError: `rules` holds something else.
     """
 
-    _draft_model: PreTrainedModel | None = None
+    _draft: Draft | None = None
+    _compile = False
 
     def __init__(
         self,
@@ -154,9 +159,10 @@ class FusedSampling:
         model_kwargs: dict[str, Any],
     ) -> tuple[Generated, ProcessorStack]:
         check_model(model, "target")
-        if self._draft_model is not None:
-            check_model(self._draft_model, "draft")
-            check_pair(model, self._draft_model)
+        # a source has made sure that its tokens are the target's
+        if self._draft is not None and not isinstance(self._draft, DraftSource):
+            check_model(self._draft, "draft")
+            check_pair(model, self._draft)
         check_arguments(settings_of(config))
         cache = check_model_kwargs(model_kwargs, len(input_ids))
         greedy = not config.do_sample
@@ -164,11 +170,11 @@ class FusedSampling:
         pipeline = LawPipeline(processors, self.rules, greedy=greedy)
         generated = generate_tokens(
             model,
-            self._draft_model,
+            self._draft,
             input_ids,
             model_kwargs.get("attention_mask"),
             pipeline,
-            self._run_options(config, stopping_criteria, cache),
+            self._run_options(config, stopping_criteria, cache, input_ids.device),
         )
         if cache is None:
             return generated, processors
@@ -178,7 +184,11 @@ class FusedSampling:
         return dataclasses.replace(generated, past_key_values=cache), processors
 
     def _run_options(
-        self, config: GenerationConfig, criteria: StoppingCriteriaList, cache: Cache | None
+        self,
+        config: GenerationConfig,
+        criteria: StoppingCriteriaList,
+        cache: Cache | None,
+        device: torch.device,
     ) -> LoopOptions:
         """One run's options: lengths and end tokens out of the prepared criteria, the rest called."""
         called = StoppingCriteriaList(
@@ -195,12 +205,17 @@ class FusedSampling:
             if type(criterion) is EosTokenCriteria
             for token in criterion.eos_token_id.tolist()
         ]
+        cache_implementation: Any = config.cache_implementation
+        if cache_implementation is None:
+            cache_implementation = "static" if self._compile else "dynamic"
         pad_token = config._pad_token_tensor
         max_length = criteria.max_length
         assert max_length is not None, "generate always prepares a MaxLengthCriteria"
         return dataclasses.replace(
             self._options,
             max_length=max_length,
+            cache_implementation=cache_implementation,
+            compile_config=_compile_config(config, device, asked=self._compile),
             # without a pad token there is no end token either: every row is filled to the end
             pad_token_id=0 if pad_token is None else int(pad_token),
             eos_token_ids=end_tokens,
@@ -212,17 +227,35 @@ class FusedSampling:
         )
 
 
+def _compile_config(
+    config: GenerationConfig, device: torch.device, *, asked: bool
+) -> CompileConfig | None:
+    """How this run's calls are compiled; None where they are not."""
+    given = config.compile_config
+    static = asked or config.cache_implementation == "static"
+    if config.disable_compile or not static or not (asked or given is not None):
+        return None
+    if given is not None:
+        fixed: CompileConfig = dataclasses.replace(given, dynamic=False)
+        return fixed
+    # on a GPU launches cost more than the arithmetic of a draft step: that mode replays them as one CUDA graph
+    mode: Any = "reduce-overhead" if device.type == "cuda" else None
+    return CompileConfig(fullgraph=True, dynamic=False, mode=mode)
+
+
 class SpeculativeDecoding(FusedSampling):
-    """Speculative decoding with a draft model, as `custom_generate`.
+    """Speculative decoding with a draft model or another draft source, as `custom_generate`.
 
     The text has exactly the law of plain sampling with the same processors, warpers and rules.
 
     Args:
-        draft_model: a causal model with the target's tokenizer; its vocabulary may be padded to
-            another width.
+        draft: a causal model with the target's tokenizer, its vocabulary perhaps padded to another width; or a source
+            that needs no second model: `FirstLayers(4)`, `PromptLookup(3)`.
         num_drafts: draft paths a round, in [1, 4096].
         draft_length: tokens of a path, in [1, 255].
-        verifier: a name in `warpdraft.verification.VERIFIERS`, or a verifier.
+        adaptive: chooses the number of tokens, and of paths if it is told to, block by block.
+        verifier: a name in `warpdraft.verification.VERIFIERS`, or a verifier; None for the source's own:
+            "optimal_block" of models, "target_only" of prompt look-up.
         selector: "clip" or "lex", how "optimal" and "optimal_block" use the mass that the optimum leaves free; None for
             their own default.
         num_top: of the verifier "optimal": so many of the first candidates are the draft's most likely tokens.
@@ -231,6 +264,10 @@ class SpeculativeDecoding(FusedSampling):
         node_budget: the most nodes of a rollover tree, None for K L.
         layout: "paths" runs the models with a row for each path, "tree" with one row a text and a 4-D mask; "auto"
             takes the tree where the model is known to take it.
+        compile: run compiled calls on static caches, which the call's `cache_implementation="static"` gives too, not
+            compiled: for `structure="paths"` and verifiers of i.i.d. drafts. The call's `compile_config` says how, by
+            default with CUDA graphs on a GPU. Batch, K, L and the caches' capacity, which is rounded up, are compiled
+            for when they first come; the code is kept as long as the model.
         rules: as in `FusedSampling`, like everything that follows.
         seed: see there.
         sequence: see there.
@@ -242,21 +279,23 @@ class SpeculativeDecoding(FusedSampling):
 
     Raises:
         ValueError: parameters out of range.
-        TypeError: `draft_model` is no model, or a count no int.
+        TypeError: `draft` is neither, or a count no int.
     """
 
     def __init__(
         self,
-        draft_model: PreTrainedModel,
+        draft: Draft,
         *,
         num_drafts: int = 4,
         draft_length: int = 4,
-        verifier: str | Verifier = DEFAULT_VERIFIER,
+        adaptive: AdaptiveShape | None = None,
+        verifier: str | Verifier | None = None,
         selector: Selector | None = None,
         num_top: int | None = None,
         structure: Structure = "paths",
         node_budget: int | None = None,
         layout: Layout = "auto",
+        compile: bool = False,
         rules: Rule | Sequence[Rule] = (),
         seed: int | None = None,
         sequence: Tensor | None = None,
@@ -276,18 +315,27 @@ class SpeculativeDecoding(FusedSampling):
             tokenizer=tokenizer,
             stop_strings=stop_strings,
         )
-        if not isinstance(draft_model, torch.nn.Module):
+        source = draft if isinstance(draft, DraftSource) else None
+        if source is None and not isinstance(draft, torch.nn.Module):
             raise TypeError(
-                f"draft_model must be a causal language model, got {draft_model!r}: "
+                f"draft must be a causal language model or a draft source, got {draft!r}: "
                 "FusedSampling samples without one"
             )
-        self._draft_model = draft_model
+        if verifier is None:
+            verifier = DEFAULT_VERIFIER if source is None else source.default_verifier
+        rule = get_verifier(verifier, selector=selector, num_top=num_top)
+        self._draft = draft
         self._options = dataclasses.replace(
             self._options,
             num_drafts=num_drafts,
             draft_length=draft_length,
-            verifier=get_verifier(verifier, selector=selector, num_top=num_top),
+            adaptive=adaptive,
+            verifier=rule,
             structure=structure,
             node_budget=node_budget,
             layout=layout,
         )
+        self._compile = compile
+        if source is not None:
+            most = self._options.extreme_shapes(num_drafts)[1].num_drafts
+            source.check_drafts(rule, most, structure)

@@ -15,7 +15,44 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import triton.language as tl
 
-__all__ = ["interpreted", "jit", "tl", "triton_available"]
+__all__ = ["interpreted", "jit", "kernel", "tl", "triton_available"]
+
+UNSPECIALIZED = (
+    "bitmask_stride",
+    "draft_nodes",
+    "draft_parameter_stride",
+    "draft_plane",
+    "first_rows",
+    "length",
+    "num_paths",
+    "num_rules",
+    "parameter_stride",
+    "program",
+    "rule_stride",
+    "target_nodes",
+    "target_parameter_stride",
+    "target_plane",
+)
+"""Numbers that follow the batch or the rules: constants of a kernel, they would compile it anew."""
+
+UNALIGNED = (
+    "draft_floats_ptr",
+    "draft_integers_ptr",
+    "draft_maxima_ptr",
+    "draft_parameters_ptr",
+    "draft_stats_ptr",
+    "draft_status_ptr",
+    "draft_token_ids_ptr",
+    "drawn_ptr",
+    "group_masses_ptr",
+    "node_index_ptr",
+    "rows_ptr",
+    "seed_ptr",
+    "sequence_ptr",
+    "step_ptr",
+)
+"""Tensors that are read a few numbers at a time, and may begin anywhere: views of the caller, or
+what one call found for the second of two models."""
 
 
 def triton_available() -> bool:
@@ -35,6 +72,15 @@ def interpreted() -> bool:
 def jit(function: Callable[..., Any]) -> Any:
     """`triton.jit`, with a type."""
     return importlib.import_module("triton").jit(function)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """`triton.jit` for a kernel that is launched: the same machine code serves every batch."""
+    return importlib.import_module("triton").jit(
+        function,
+        do_not_specialize=UNSPECIALIZED,
+        do_not_specialize_on_alignment=UNALIGNED,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -14,12 +14,14 @@ where two keys lie within a few parts in 10**7, or a mass underflows in one of t
 
 from __future__ import annotations
 
-from ._triton import jit, tl
+from ._triton import jit, kernel, tl
 from .row_stats_triton import (
     F_EXCESS,
     F_MAXIMUM,
     F_RAW,
+    F_UPPER,
     F_VALUE,
+    F_WHOLE_MAXIMUM,
     GROUP,
     I_DRAW,
     I_INDEX,
@@ -30,6 +32,7 @@ from .row_stats_triton import (
     exponents,
     in_support,
     load_logits,
+    not_above,
     row_pointer,
     scale_of,
 )
@@ -49,16 +52,22 @@ NO_TOKEN = tl.constexpr(2147483647)
 
 
 @jit
-def exponential(seed_ptr, sequence_ptr, step_ptr, row, ROLE: tl.constexpr, names):
-    """The named exponential numbers in float32: relative error below 1e-6, never 0 or infinite."""
+def noise_words(seed_ptr, sequence_ptr, step_ptr, row, place, names):
+    """The named words, uint32; names are index | depth << 24, the place path << 16 | role << 28."""
     seed = tl.load(seed_ptr + row)
     sequence = tl.load(sequence_ptr + row)
     step = tl.load(step_ptr + row)
     c1 = tl.zeros_like(names) + (step & 0xFFFFFFFF).to(tl.int32)
     c2 = tl.zeros_like(names) + (sequence & 0xFFFFFFFF).to(tl.int32)
-    c3 = tl.zeros_like(names) + ((sequence >> 32) | (ROLE << 28)).to(tl.int32)
+    c3 = tl.zeros_like(names) + ((sequence >> 32) | place).to(tl.int32)
     word, _, _, _ = tl.philox(seed, names, c1, c2, c3)
-    word = word.to(tl.uint32, bitcast=True)
+    return word.to(tl.uint32, bitcast=True)
+
+
+@jit
+def exponential(seed_ptr, sequence_ptr, step_ptr, row, role, names):
+    """The named exponential numbers in float32: relative error below 1e-6, never 0 or infinite."""
+    word = noise_words(seed_ptr, sequence_ptr, step_ptr, row, role << 28, names)
     # the smaller of v and 1 - v, to full precision
     upper = word >= 0x80000000
     less = tl.where(upper, 0xFFFFFFFF - word, word).to(tl.float32)
@@ -100,17 +109,21 @@ def store_drawn(
 ):
     """Write a drawn token, its log-probability and the kept mass."""
     maximum = tl.load(numbers_ptr + F_MAXIMUM)
+    # an interval may miss the largest logit, to which the sums of the row refer
+    whole_maximum = tl.load(numbers_ptr + F_WHOLE_MAXIMUM)
     if RAW:
-        logprob = exponents(logit, maximum, LOG2E) * LN2 - tl.log(tl.load(numbers_ptr + F_RAW))
+        logprob = exponents(logit, whole_maximum, LOG2E) * LN2
+        logprob -= tl.log(tl.load(numbers_ptr + F_RAW))
     else:
         logprob = exponents(logit, maximum, scale) * LN2 - log_kept
     mass = (1.0 + kept_excess) / (1.0 + tl.load(numbers_ptr + F_EXCESS))
+    mass *= tl.exp2(exponents(maximum, whole_maximum, scale))
     tl.store(token_ids_ptr + row, token.to(tl.int64))
     tl.store(logprobs_ptr + row, logprob)
     tl.store(kept_mass_ptr + row, tl.where(whole, 1.0, tl.minimum(mass, 1.0)))
 
 
-@jit
+@kernel
 def slice_masses_kernel(
     logits_ptr,  # [batch, vocab]
     row_stride,
@@ -141,6 +154,7 @@ def slice_masses_kernel(
     row_ptr = row_pointer(logits_ptr, row_stride, logits_ptr, row, False)
     tokens = part * SLICE + tl.arange(0, SLICE)
     x = load_logits(row_ptr, tokens, tokens < vocab, bitmask_ptr, bitmask_stride, row, HAS_BITMASK)
+    x = not_above(x, tl.load(numbers_ptr + F_UPPER))
     kept = in_support(x, tokens, tl.load(numbers_ptr + F_VALUE), tl.load(state_ptr + I_INDEX))
     masses = tl.exp2(exponents(x, tl.load(numbers_ptr + F_MAXIMUM), scale))
     masses = tl.where(kept, masses, 0.0)
@@ -159,7 +173,7 @@ def slice_masses_kernel(
         tl.store(out_ptr + 3, token.to(tl.int32).to(tl.float32, bitcast=True))
 
 
-@jit
+@kernel
 def staged_draw_kernel(
     logits_ptr,  # [batch, vocab]
     row_stride,
@@ -218,6 +232,7 @@ def staged_draw_kernel(
         x = load_logits(
             row_ptr, tokens, tokens < vocab, bitmask_ptr, bitmask_stride, row, HAS_BITMASK
         )
+        x = not_above(x, tl.load(numbers_ptr + F_UPPER))
         value = tl.load(numbers_ptr + F_VALUE)
         kept = in_support(x, tokens, value, tl.load(state_ptr + I_INDEX))
         weights = tl.where(kept, tl.exp2(exponents(x, maximum, scale)), 0.0)

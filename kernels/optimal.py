@@ -2,7 +2,7 @@ r"""Optimal selection among n i.i.d. drafts, one node of the draft paths a row: 
 
     knots    tokens placed by their ratio w target / draft                     ratio_grid.py
     phi      the optimal selection law over the draft's, at the knots          optimal_transport.py, concave_majorant.py
-    pieces   of [0, 1] for every knot: where its tokens draw their ranks       ranks.py
+    ranks    whose means are phi: a knot's own interval of [0, 1] and others'   ranks.py
     select   the candidate of largest rank; its law is p(x) = draft(x) phi(x)
 
 A selected token x is then verified like a single draft drawn from p: accepted with probability min(1, w target / p),
@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .concave_majorant import lex_selection_ratio
 from .noise import Noise, Role
-from .optimal_transport import FloatArray, selection_ratio
-from .ranks import Pieces, RankLaw, left_curtain, mean_ratio, mixture, rank
+from .optimal_transport import selection_ratio
+from .ranks import Exchange, exchange
 from .ratio_grid import (
     GridPlaces,
     Places,
@@ -36,7 +36,7 @@ from .ratio_grid import (
 
 Selector = Literal["clip", "lex"]
 
-SELECTORS: dict[str, Callable[[FloatArray, FloatArray, int], FloatArray]] = {
+SELECTORS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "clip": selection_ratio,
     "lex": lex_selection_ratio,
 }
@@ -44,8 +44,6 @@ SELECTORS: dict[str, Callable[[FloatArray, FloatArray, int], FloatArray]] = {
 
 NUM_BINS = 64
 """Within 0.002 % (absolute) of alpha* on random rows of 32,000 tokens; the solver's time grows with it."""
-
-_WHOLE: Pieces = [(0.0, 1.0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +54,17 @@ class Selection:
         target_probs: `[rows, vocab]`.
         draft_probs: `[rows, vocab]`, the law of the candidates.
         weight: `[rows]` float64, w.
+        phi: `[rows, knots]` float64: p / draft at the knots, as the ranks realise it.
+        ranks: of the knots.
         places: where every token stands among the knots; None where no row has a choice, and p is the draft's law.
-        phi: `[rows, knots]` float64: p / draft at the knots, as the pieces realise it.
-        pieces: for every row and knot its pieces of [0, 1].
     """
 
     target_probs: Tensor
     draft_probs: Tensor
     weight: Tensor
-    places: Places | None
     phi: Tensor
-    pieces: list[list[Pieces]]
+    ranks: Exchange
+    places: Places | None
 
     def law(self) -> Tensor:
         """Law p of the selected token, `[rows, vocab]` in the draft's dtype."""
@@ -92,18 +90,10 @@ class Selection:
             draft = draft * interpolate(self.phi, self.places.at(token_ids))
         return draft.squeeze(1)
 
-    def rank_laws(self, token_ids: Tensor) -> list[list[RankLaw]]:
-        """How the tokens `[rows, n]` draw their ranks."""
-        if self.places is None:
-            return [[mixture(_WHOLE, _WHOLE, 0.0)] * token_ids.shape[1] for _ in self.pieces]
-        lower, share = split_place(self.places.at(token_ids), self.phi.shape[1])
-        return [
-            [
-                mixture(pieces[knot], pieces[knot + 1], upper)
-                for knot, upper in zip(*row, strict=True)
-            ]
-            for pieces, *row in zip(self.pieces, lower.tolist(), share.tolist(), strict=True)
-        ]
+    def rank_laws(self, token_ids: Tensor) -> Tensor:
+        """The chances of tokens `[rows, n]` to have their rank in each knot's interval, `[rows, n, knots]` float64."""
+        lower, share = self._knots_of(token_ids)
+        return torch.lerp(self.ranks.laws(lower), self.ranks.laws(lower + 1), share[..., None])
 
     def select(self, candidates: Tensor, alive: Tensor, noise: Noise, depth: int) -> Tensor:
         """The path whose candidate has the largest rank.
@@ -121,23 +111,30 @@ class Selection:
             return alive.to(torch.int8).argmax(1)
         path = torch.arange(candidates.shape[1], device=candidates.device).expand_as(candidates)
         uniform = noise.uniform(Role.RANK, torch.zeros_like(path), depth=depth, path=path)
-        ranks = [
-            [rank(law, number) for law, number in zip(*row, strict=True)]
-            for row in zip(self.rank_laws(candidates), uniform.tolist(), strict=True)
-        ]
-        return torch.tensor(ranks, device=alive.device).masked_fill_(~alive, -1).argmax(1)
+        # one number chooses the knot and then, by what is left of it, the rank
+        lower, share = self._knots_of(candidates)
+        is_upper = uniform >= 1 - share
+        uniform = torch.where(is_upper, (uniform - (1 - share)) / share, uniform / (1 - share))
+        ranks = self.ranks.rank(lower + is_upper.long(), uniform)
+        return ranks.masked_fill_(~alive, -1).argmax(1)
 
     def only(self, kept: Tensor) -> Selection:
         """The selection of some rows, given by bool `[rows]` or by int64 row numbers."""
-        numbers = torch.arange(len(self.pieces), device=kept.device)[kept].tolist()
         return Selection(
             self.target_probs[kept],
             self.draft_probs[kept],
             self.weight[kept],
-            None if self.places is None else self.places.only(kept),
             self.phi[kept],
-            [self.pieces[row] for row in numbers],
+            self.ranks.only(kept),
+            None if self.places is None else self.places.only(kept),
         )
+
+    def _knots_of(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The knot below each token, int64, and the share of the knot above it, float64."""
+        if self.places is None:
+            return torch.zeros_like(token_ids), torch.zeros_like(token_ids, dtype=torch.float64)
+        lower, share = split_place(self.places.at(token_ids), self.phi.shape[1])
+        return lower.long(), share.double()
 
     def _law_of(self, columns: slice, phi: Tensor) -> Tensor:
         """The law at some columns."""
@@ -168,59 +165,39 @@ def plan_selection(
         num_bins: of the grid; None for the exact form, which sorts every row and has a knot for each token.
         selector: which of the optimal laws, see `SELECTORS`.
     """
-    rows = len(target_probs)
     if weight is None:
-        weight = torch.ones(rows, dtype=torch.float64, device=target_probs.device)
-    contested = num_candidates > 1
-    if not bool(contested.any()):
-        phi = torch.ones(rows, 2, dtype=torch.float64, device=target_probs.device)
-        return Selection(target_probs, draft_probs, weight, None, phi, [[_WHOLE, _WHOLE]] * rows)
+        weight = torch.ones(len(target_probs), dtype=torch.float64, device=target_probs.device)
+    num_candidates = num_candidates.clamp_min(1)
+    # on a GPU the host would have to wait for the answer
+    if num_candidates.device.type == "cpu" and not bool((num_candidates > 1).any()):
+        ranks = _ranks_without_choice(len(target_probs))
+        return Selection(target_probs, draft_probs, weight, ranks.phi, ranks, None)
     places: Places
     if num_bins is None:
         places = SortedPlaces.create(target_probs, draft_probs)
         mass = knot_masses(draft_probs, places)
         target_mass = knot_masses(target_probs, places) * weight[:, None]
     else:
-        places = GridPlaces.create(
-            target_probs, draft_probs, weight, num_candidates.clamp_min(1), num_bins
-        )
+        places = GridPlaces.create(target_probs, draft_probs, weight, num_candidates, num_bins)
         mass = knot_masses(draft_probs, places)
         knots = torch.arange(num_bins + 1, device=mass.device) * num_candidates[:, None] / num_bins
         target_mass = mass * knots
-    solved = [
-        _solve(*row, selector)
-        for row in zip(
-            mass.cpu().numpy(), target_mass.cpu().numpy(), num_candidates.tolist(), strict=True
-        )
-    ]
-    phi = torch.from_numpy(np.stack([phi for phi, _ in solved])).to(mass.device)
-    return Selection(
-        target_probs, draft_probs, weight, places, phi, [pieces for _, pieces in solved]
-    )
+    # a row without a draft has no candidates to select
+    mass = mass / mass.sum(1, keepdim=True).clamp_min(torch.finfo(mass.dtype).tiny)
+    phi = SELECTORS[selector](mass, target_mass, num_candidates)
+    phi = torch.where(num_candidates[:, None] > 1, phi, 1.0)
+    ranks = exchange(mass, phi, num_candidates)
+    return Selection(target_probs, draft_probs, weight, ranks.phi, ranks, places)
+
+
+@lru_cache(maxsize=64)
+def _ranks_without_choice(rows: int) -> Exchange:
+    """One candidate a row: one knot that all tokens stand on, and another one. The same at every node of one path."""
+    mass = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(rows, 2)
+    return exchange(mass, torch.ones_like(mass), torch.ones(rows, dtype=torch.int64))
 
 
 def target_where_exhausted(residual: Tensor, total: Tensor, target_probs: Tensor) -> Tensor:
     """The residual, and the target's law in rows whose `total` is 0: rounding alone leads there."""
     exhausted = total <= 0
     return torch.where(exhausted[:, None], target_probs, residual) if exhausted.any() else residual
-
-
-def _solve(
-    mass: FloatArray, target_mass: FloatArray, n: int, selector: Selector
-) -> tuple[FloatArray, list[Pieces]]:
-    """phi and the pieces of one row's knots."""
-    phi, pieces = np.ones(len(mass)), [_WHOLE] * len(mass)
-    drafted = np.flatnonzero(mass > 0)
-    if len(drafted) == 0 or n <= 1:
-        # nothing to select: no row here has a law, or one candidate is the selected one
-        return phi, pieces
-    mass = mass[drafted] / mass[drafted].sum()
-    wanted = SELECTORS[selector](mass, target_mass[drafted], n)
-    # knots of one ratio, such as all that are clipped, share their pieces
-    first = np.flatnonzero(np.diff(wanted, prepend=-1.0))
-    sizes = np.diff(first, append=len(wanted))
-    shared = left_curtain(np.add.reduceat(mass, first), wanted[first], n)
-    phi[drafted] = np.repeat([mean_ratio(each, n) for each in shared], sizes)
-    for knot, group in zip(drafted, np.repeat(np.arange(len(first)), sizes), strict=True):
-        pieces[knot] = shared[group]
-    return phi, pieces

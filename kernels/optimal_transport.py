@@ -17,64 +17,82 @@ prefix form is the subset selection of Hu et al. (ICLR 2025, arXiv 2502.18779).
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
-FloatArray = NDArray[np.float64]
+from .ranks import mean_over, sums_before
+
+# products and quotients of larger masses are normal numbers; what is lighter costs as much acceptance
+_LEAST_MASS = 1e-100
 
 
-def selection_ratio(draft_mass: FloatArray, target_mass: FloatArray, n: int) -> FloatArray:
+def selection_ratio(draft_mass: Tensor, target_mass: Tensor, n: Tensor) -> Tensor:
     """The optimal selection law as its ratio to the draft law, p / d.
 
     Args:
-        draft_mass: `[atoms]`, every mass > 0, sums to 1.
-        target_mass: `[atoms]`, >= 0, sums to at most 1; `target_mass / draft_mass` ascending.
-        n: the number of drafts, >= 1.
+        draft_mass: `[rows, atoms]` float64, >= 0, a row sums to 1.
+        target_mass: `[rows, atoms]`, >= 0, a row sums to at most 1; `target_mass / draft_mass` ascending over the atoms
+            that have a draft mass.
+        n: `[rows]` int64, the number of drafts, >= 1.
 
     Returns:
-        `[atoms]` ascending, `sum(draft_mass * ratio) = 1` up to rounding.
+        `[rows, atoms]` ascending, `sum(draft_mass * ratio) = 1` up to rounding.
     """
-    # c_hi <= n: beyond it ratios make no difference, and infinite ones would
-    ratio = np.maximum.accumulate(np.minimum(target_mass, 2 * n * draft_mass) / draft_mass)
-    below = sums_before(draft_mass)
-    target_below = sums_before(target_mass)
-    level = np.minimum(below, 1.0) ** n
-    cut = int(np.argmin(target_below - level))
-    low = _raise_to(
-        level[cut], ratio[:cut], below[: cut + 1], target_below[cut] - target_below[: cut + 1]
-    )
-    # sums from the far end, for the tail may be too small to be seen in 1 - below
-    above = sums_before(draft_mass[::-1])[::-1]
+    n = n[:, None]
+    ratio = capped_ratio(draft_mass, target_mass, n)
+    target_mass = ratio * draft_mass
+    # sums from either end, for a tail may be too small to be seen in what is left of the other's
+    below, above = sums_before(draft_mass), _sums_after(draft_mass)
+    level = below.clamp_max(1) ** n
+    cut = (sums_before(target_mass) - level).argmin(1, keepdim=True)
+    is_low = torch.arange(draft_mass.shape[1], device=cut.device) < cut
+    low = _raise_to(level.gather(1, cut), ratio, below, _sums_after(target_mass * is_low), is_low)
+    above_cut = above.gather(1, cut)
     high = _cap_to(
-        1.0 - level[cut], ratio[cut:], above[cut:], target_below[cut:] - target_below[cut]
+        above_cut * mean_over(below.gather(1, cut), above_cut, n),
+        ratio,
+        above,
+        sums_before(target_mass * ~is_low),
+        ~is_low,
     )
-    clipped = np.concatenate((np.maximum(ratio[:cut], low), np.minimum(ratio[cut:], high)))
-    # an atom too light to be seen in the sums may fall on the wrong side of the cut
-    return np.maximum.accumulate(clipped)
+    # an atom too light to be seen in the sums may stand on the wrong side of the cut: both bounds for all
+    return torch.maximum(torch.minimum(ratio, high), low)
 
 
-def _raise_to(total: float, ratio: FloatArray, below: FloatArray, rest: FloatArray) -> float:
-    """The c with `sum max(g, c d) = total`: the atoms before i are raised, `rest[i]` keeps its own."""
-    if len(ratio) == 0:
-        return 0.0
+def capped_ratio(draft_mass: Tensor, target_mass: Tensor, n: Tensor) -> Tensor:
+    """Ratios g / d, ascending, at most n: no rule selects a token more often than n d.
+
+    An atom (almost) without draft mass has the ratio of the one before it.
+    """
+    ratio = torch.minimum(target_mass, n * draft_mass) / draft_mass
+    return torch.where(draft_mass > _LEAST_MASS, ratio, 0.0).cummax(1).values
+
+
+def _raise_to(total: Tensor, ratio: Tensor, below: Tensor, rest: Tensor, is_low: Tensor) -> Tensor:
+    """The c with `sum max(g, c d) = total`: the first i atoms are raised, `rest` behind them keeps its own."""
     # the sum where c equals each atom's ratio is ascending: no search, no iteration
-    reached = ratio * below[:-1] + rest[:-1]
-    raised = max(int(np.searchsorted(reached, total, side="right")), 1)
-    smallest = float(ratio[raised - 1])
-    largest = float(ratio[raised]) if raised < len(ratio) else np.inf
-    return min(max(float((total - rest[raised]) / below[raised]), smallest), largest)
+    reached = ratio * below[:, :-1] + rest[:, :-1]
+    raised = (is_low & (reached <= total)).sum(1, keepdim=True).clamp_min(1)
+    smallest = ratio.gather(1, raised - 1)
+    next_ratio = torch.where(is_low, ratio, torch.inf)
+    largest = pad(next_ratio, (0, 1), value=torch.inf).gather(1, raised)
+    level = ((total - rest.gather(1, raised)) / below.gather(1, raised)).nan_to_num(0.0)
+    return torch.minimum(torch.maximum(level, smallest), largest)
 
 
-def _cap_to(total: float, ratio: FloatArray, above: FloatArray, kept: FloatArray) -> float:
-    """The c with `sum min(g, c d) = total`: the atoms from i on are capped, `kept[i]` keeps its own."""
-    reached = kept[:-1] + ratio * above[:-1]
-    first = int(np.searchsorted(reached, total))
-    if first == len(ratio):
-        return np.inf
-    smallest = float(ratio[first - 1]) if first > 0 else 0.0
-    return min(max(float((total - kept[first]) / above[first]), smallest), float(ratio[first]))
+def _cap_to(total: Tensor, ratio: Tensor, above: Tensor, kept: Tensor, is_high: Tensor) -> Tensor:
+    """The c with `sum min(g, c d) = total`: the atoms from the i-th on are capped, `kept` before them keeps its own."""
+    reached = kept[:, :-1] + ratio * above[:, :-1]
+    # no atom is capped where all of them together do not reach the total
+    first = (~is_high | (reached <= total)).sum(1, keepdim=True)
+    smallest = pad(torch.where(is_high, ratio, 0.0), (1, 0)).gather(1, first)
+    largest = pad(ratio, (0, 1), value=torch.inf).gather(1, first)
+    level = ((total - kept.gather(1, first)) / above.gather(1, first)).nan_to_num(0.0)
+    level = torch.minimum(torch.maximum(level, smallest), largest)
+    return level.masked_fill(first == ratio.shape[1], torch.inf)
 
 
-def sums_before(mass: FloatArray) -> FloatArray:
-    """`[atoms + 1]`: the mass of the first 0, 1, .. atoms."""
-    return np.concatenate((np.zeros(1), np.cumsum(mass)))
+def _sums_after(mass: Tensor) -> Tensor:
+    """`[rows, atoms + 1]`: the mass of all atoms, of all but the first, .. of none."""
+    return sums_before(mass.flip(1)).flip(1)

@@ -11,23 +11,32 @@ a prefix of the row's order, complete to (T, I); most answers lie in it, in the 
 program. Else the answer lies in [low, T], and the row is split over its slices again: a round sums
 A(t) at 16 values t and leaves a fifteenth of the interval, the last one collects what is inside.
 
+Typical sampling (kernels/typical.py) searches another order, in which a token stands the higher the
+nearer it is to the centre c = max + T L / S; the tokens of one distance stay together:
+    A(t)       = {standing >= t},  standing = -|x - c|;  holds(A): S(A) < typical_p S, or n < min_tokens
+    value, upper = the least and the largest logit of A(t) at the largest standing t that does not hold
+No token below T stands higher than T - c: down to there the candidates are all that there is. A bracket
+of standings is two bands of logits, one on either side of c.
+
 Sums only grow by terms of one sign, so a prefix found from float32 sums is right but where the score
-is within rounding of its bound.
+is within rounding of its bound, an interval but for tokens within rounding of its ends.
 """
 
 from __future__ import annotations
 
-from ._triton import jit, tl
+from ._triton import jit, kernel, tl
 from .row_stats_triton import (
     BRACKET,
     F_BASE_COUNT,
     F_BASE_EXCESS,
     F_BASE_MOMENT,
     F_BOUND,
+    F_CENTRE,
     F_HIGH,
     F_LOG_TOTAL,
     F_LOW,
     F_MAXIMUM,
+    F_UPPER,
     F_VALUE,
     GROUP,
     I_BRACKETED,
@@ -42,8 +51,8 @@ from .row_stats_triton import (
     in_support,
     load_logits,
     log1p,
-    row_pointer,
     scale_of,
+    source_pointer,
 )
 
 CANDIDATE_GROUPS = tl.constexpr(128)
@@ -59,6 +68,9 @@ POINTS = tl.constexpr(16)
 
 SUMS_OF_POINT = tl.constexpr(3)
 
+ENDS = tl.constexpr(4)
+"""Of a slice: the least and the largest standing in the bracket, and logit of those above the bracket."""
+
 # operations of a program; a packed program holds five bits each: the operation, and 16 for ties="all"
 MIN_P = tl.constexpr(1)
 N_SIGMA = tl.constexpr(2)
@@ -71,6 +83,7 @@ TOP_K = tl.constexpr(8)
 TOP_P = tl.constexpr(9)
 TOP_H = tl.constexpr(10)
 PARTIAL_ENTROPY = tl.constexpr(11)
+TYPICAL = tl.constexpr(12)
 OPERATION_BITS = tl.constexpr(5)
 
 
@@ -98,7 +111,8 @@ def holds(operation, count, excess, moment, bound, log_total, keep):
     """Whether prefixes with these sums stay below the bound; scalars or blocks.
 
     PARTIAL_ENTROPY: sum -p ln p = (S ln Z - L) / Z over the prefix, Z the sum over the support; its
-    bound is multiplied by Z. Without entropy there is no second token to keep.
+    bound is multiplied by Z. Without entropy there is no second token to keep. TYPICAL: the excess is
+    all of S, as an interval may miss the largest logit.
     """
     entropy = log1p(excess) - moment * LN2 / (1.0 + excess)
     partial = (1.0 + excess) * log_total - moment * LN2
@@ -107,7 +121,29 @@ def holds(operation, count, excess, moment, bound, log_total, keep):
     below = tl.where(operation == TOP_H, entropy, partial) <= reachable
     below = tl.where(operation == TOP_P, 1.0 + excess < bound, below)
     below = tl.where(operation == TOP_K, count <= bound, below)
+    below = tl.where(operation == TYPICAL, excess < bound, below)
     return (count <= keep) | below
+
+
+@jit
+def standings(x, operation, maximum, centre):
+    """What a search orders tokens by: their logit, or minus its distance from maximum + centre."""
+    return tl.where(operation == TYPICAL, -tl.abs((x - maximum) - centre), x)
+
+
+@jit
+def omitted(operation, top_id):
+    """The token that the excess of a search leaves out of S; none of an interval's."""
+    return tl.where(operation == TYPICAL, -1, top_id)
+
+
+@jit
+def sought(x, tokens, value, index, upper, operation, maximum, centre, INTERVALS: tl.constexpr):
+    """Which tokens are in the support, and their standings."""
+    inside = in_support(x, tokens, value, index)
+    if INTERVALS:
+        return inside & (x <= upper), standings(x, operation, maximum, centre)
+    return inside, x
 
 
 @jit
@@ -201,6 +237,7 @@ def select_groups(maxima_ptr, chosen_ptr, num_groups, GROUPS: tl.constexpr):
 
 @jit
 def search_candidates(
+    standing,  # [n] float32: x, or what `standings` makes of it
     x,  # [n] float32
     tokens,  # [n] int32, ascending
     candidates,  # [n] int1, of which the last does not hold
@@ -215,15 +252,15 @@ def search_candidates(
     log_total,
     keep,
 ):
-    """The threshold (value, index) among candidates, given the sums of the tokens above them.
+    """The threshold (value, index) of the standings of candidates, given the sums of the tokens above them.
 
     The index is -1 where no token at the value is kept.
     """
-    low = ordered_key(tl.min(tl.where(candidates, x, float("inf")), 0))
-    high = ordered_key(tl.max(tl.where(candidates, x, -float("inf")), 0)) + 1
+    low = ordered_key(tl.min(tl.where(candidates, standing, float("inf")), 0))
+    high = ordered_key(tl.max(tl.where(candidates, standing, -float("inf")), 0)) + 1
     while low + 1 < high:
         cut = key_value(middle(low, high))
-        chosen = candidates & (x >= cut)
+        chosen = candidates & (standing >= cut)
         count, excess, moment = sums_of(chosen, x, tokens, maximum, scale, top_id)
         held = holds(
             operation,
@@ -236,13 +273,14 @@ def search_candidates(
         )
         # the ends move on to logits that there are: ten steps instead of thirty
         if held:
-            below = tl.where(candidates & (x < cut), x, -float("inf"))
+            below = tl.where(candidates & (standing < cut), standing, -float("inf"))
             high = ordered_key(tl.max(below, 0)) + 1
         else:
-            low = ordered_key(tl.min(tl.where(chosen, x, float("inf")), 0))
+            low = ordered_key(tl.min(tl.where(chosen, standing, float("inf")), 0))
     value = key_value(low)
-    count, excess, moment = sums_of(candidates & (x > value), x, tokens, maximum, scale, top_id)
-    tied = candidates & (x == value)
+    above = candidates & (standing > value)
+    count, excess, moment = sums_of(above, x, tokens, maximum, scale, top_id)
+    tied = candidates & (standing == value)
     ties = tl.sum(tied.to(tl.int32), 0)
     kept = ties_that_hold(
         value,
@@ -299,9 +337,10 @@ def ties_that_hold(
             low = number
         else:
             high = number
-    # one more where the token that crosses is kept: top-p
-    kept = tl.where(operation == TOP_P, low + 1, low)
-    return tl.where((operation != TOP_P) & (count + kept.to(tl.float32) < 1.0), 1, kept)
+    # one more where the token that crosses is kept
+    crossing = (operation == TOP_P) | (operation == TYPICAL)
+    kept = tl.where(crossing, low + 1, low)
+    return tl.where((crossing == 0) & (count + kept.to(tl.float32) < 1.0), 1, kept)
 
 
 @jit
@@ -356,10 +395,13 @@ def point_value(low, high, number):
     return tl.where(number <= 0, low, tl.where(number >= POINTS - 1, high, inner))
 
 
-@jit
+@kernel
 def round_kernel(
     logits_ptr,  # [batch, vocab]
     row_stride,
+    more_logits_ptr,  # [rows - first_rows, vocab] of the same dtype
+    more_row_stride,
+    first_rows,
     rows_ptr,  # [rows] int64
     bitmask_ptr,
     bitmask_stride,
@@ -375,7 +417,9 @@ def round_kernel(
     vocab,
     ROUND: tl.constexpr,
     ROUNDS: tl.constexpr,
+    INTERVALS: tl.constexpr,
     SLICES: tl.constexpr,
+    HAS_MORE: tl.constexpr,
     HAS_ROWS: tl.constexpr,
     HAS_BITMASK: tl.constexpr,
 ):
@@ -388,6 +432,8 @@ def round_kernel(
     numbers_ptr = floats_ptr + row * STATE
     slices = tl.num_programs(1)
     _, scale = scale_of(parameters_ptr, parameter_stride, row)
+    maximum = tl.load(numbers_ptr + F_MAXIMUM)
+    top_id = tl.load(state_ptr + I_TOP_ID)
     if ROUND == 0:
         low = tl.load(numbers_ptr + F_LOW)
         high = tl.load(numbers_ptr + F_HIGH)
@@ -411,20 +457,39 @@ def round_kernel(
         tl.store(brackets_ptr + (row * ROUNDS + ROUND) * 2, low)
         tl.store(brackets_ptr + (row * ROUNDS + ROUND) * 2 + 1, high)
 
-    row_ptr = row_pointer(logits_ptr, row_stride, rows_ptr, row, HAS_ROWS)
+    row_ptr = source_pointer(
+        logits_ptr,
+        row_stride,
+        more_logits_ptr,
+        more_row_stride,
+        first_rows,
+        rows_ptr,
+        row,
+        HAS_MORE,
+        HAS_ROWS,
+    )
     tokens = part * SLICE + tl.arange(0, SLICE)
     x = load_logits(row_ptr, tokens, tokens < vocab, bitmask_ptr, bitmask_stride, row, HAS_BITMASK)
-    value = tl.load(numbers_ptr + F_VALUE)
-    index = tl.load(state_ptr + I_INDEX)
-    x = tl.where(in_support(x, tokens, value, index), x, -float("inf"))
-    z = exponents(x, tl.load(numbers_ptr + F_MAXIMUM), scale)
-    weights = tl.exp2(z)
-    weights = tl.where(tokens == tl.load(state_ptr + I_TOP_ID), 0.0, weights)
+    operation = operation_at(program, tl.load(state_ptr + I_POSITION))
+    present, standing = sought(
+        x,
+        tokens,
+        tl.load(numbers_ptr + F_VALUE),
+        tl.load(state_ptr + I_INDEX),
+        tl.load(numbers_ptr + F_UPPER),
+        operation,
+        maximum,
+        tl.load(numbers_ptr + F_CENTRE),
+        INTERVALS,
+    )
+    standing = tl.where(present, standing, -float("inf"))
+    z = exponents(x, maximum, scale)
+    weights = tl.where(tokens == omitted(operation, top_id), 0.0, tl.exp2(z))
     moments = weights * z
     out_ptr = partials_ptr + (row.to(tl.int64) * slices + part) * (POINTS * SUMS_OF_POINT)
     for point in range(POINTS):
         number = 0 * part + point
-        chosen = x >= point_value(low, high, number)
+        chosen = standing >= point_value(low, high, number)
         tl.store(out_ptr + point, tl.sum(chosen.to(tl.float32), 0))
         tl.store(out_ptr + POINTS + point, tl.sum(tl.where(chosen, weights, 0.0), 0))
         tl.store(out_ptr + 2 * POINTS + point, tl.sum(tl.where(chosen, moments, 0.0), 0))
@@ -451,6 +516,8 @@ def replay(
     operation, _, _, keep = rule_of(
         parameters_ptr, parameter_stride, rule_stride, program, position, row
     )
+    # a threshold waits for the first tokens, which it must not drop
+    operation = tl.maximum(operation, TOP_K)
     low = tl.load(brackets_ptr + (row * ROUNDS + ROUND - 1) * 2)
     high = tl.load(brackets_ptr + (row * ROUNDS + ROUND - 1) * 2 + 1)
     return next_bracket(
@@ -468,6 +535,12 @@ def replay(
 
 
 @jit
+def operation_at(program, position):
+    """The code of the operation at a position."""
+    return (program >> (position.to(tl.int64) * OPERATION_BITS)).to(tl.int32) & 15
+
+
+@jit
 def rule_of(parameters_ptr, parameter_stride, rule_stride, program, position, row):
     """The operation at a position: its code, ties="all", parameter, tokens that hold unasked."""
     word = (program >> (position.to(tl.int64) * OPERATION_BITS)).to(tl.int32)
@@ -475,15 +548,19 @@ def rule_of(parameters_ptr, parameter_stride, rule_stride, program, position, ro
     parameter_ptr = parameters_ptr + (1 + 2 * position) * rule_stride + row * parameter_stride
     parameter = tl.load(parameter_ptr).to(tl.float32)
     keep = tl.load(parameter_ptr + rule_stride).to(tl.float32)
-    # top-p keeps one token more than hold
-    keep = tl.where(operation == TOP_P, keep - 1.0, keep)
+    # these keep the token that crosses, so one more than hold
+    crossing = (operation == TOP_P) | (operation == TYPICAL)
+    keep = tl.where(crossing, keep - 1.0, keep)
     return operation, (word >> 4) & 1, parameter, keep
 
 
-@jit
+@kernel
 def collect_kernel(
     logits_ptr,  # [batch, vocab]
     row_stride,
+    more_logits_ptr,  # [rows - first_rows, vocab] of the same dtype
+    more_row_stride,
+    first_rows,
     rows_ptr,
     bitmask_ptr,
     bitmask_stride,
@@ -496,10 +573,12 @@ def collect_kernel(
     brackets_ptr,  # [rows, rounds, 2] float32
     partials_ptr,  # [rows, slices, POINTS, SUMS_OF_POINT] float32, of the last round
     collected_ptr,  # [rows, COLLECTED] int32
-    ends_ptr,  # [rows, slices, 2] float32: the least and the largest logit of a slice's part
+    ends_ptr,  # [rows, slices, ENDS] float32
     vocab,
     ROUNDS: tl.constexpr,
+    INTERVALS: tl.constexpr,
     SLICES: tl.constexpr,
+    HAS_MORE: tl.constexpr,
     HAS_ROWS: tl.constexpr,
     HAS_BITMASK: tl.constexpr,
 ):
@@ -540,15 +619,38 @@ def collect_kernel(
         # the low end that holds: everything is kept
         tl.store(state_ptr + I_BRACKETED, tl.where(last < 0, 0, total))
 
-    row_ptr = row_pointer(logits_ptr, row_stride, rows_ptr, row, HAS_ROWS)
+    row_ptr = source_pointer(
+        logits_ptr,
+        row_stride,
+        more_logits_ptr,
+        more_row_stride,
+        first_rows,
+        rows_ptr,
+        row,
+        HAS_MORE,
+        HAS_ROWS,
+    )
     tokens = part * SLICE + tl.arange(0, SLICE)
     x = load_logits(row_ptr, tokens, tokens < vocab, bitmask_ptr, bitmask_stride, row, HAS_BITMASK)
-    value = tl.load(numbers_ptr + F_VALUE)
-    index = tl.load(state_ptr + I_INDEX)
-    inside = (x >= low) & (x < high) & in_support(x, tokens, value, index)
-    end_ptr = ends_ptr + (row.to(tl.int64) * slices + part) * 2
-    tl.store(end_ptr, tl.min(tl.where(inside, x, float("inf")), 0))
-    tl.store(end_ptr + 1, tl.max(tl.where(inside, x, -float("inf")), 0))
+    end_ptr = ends_ptr + (row.to(tl.int64) * slices + part) * ENDS
+    present, standing = sought(
+        x,
+        tokens,
+        tl.load(numbers_ptr + F_VALUE),
+        tl.load(state_ptr + I_INDEX),
+        tl.load(numbers_ptr + F_UPPER),
+        operation_at(program, tl.load(state_ptr + I_POSITION)),
+        tl.load(numbers_ptr + F_MAXIMUM),
+        tl.load(numbers_ptr + F_CENTRE),
+        INTERVALS,
+    )
+    if INTERVALS:
+        above = present & (standing >= high)
+        tl.store(end_ptr + 2, tl.min(tl.where(above, x, float("inf")), 0))
+        tl.store(end_ptr + 3, tl.max(tl.where(above, x, -float("inf")), 0))
+    inside = (standing >= low) & (standing < high) & present
+    tl.store(end_ptr, tl.min(tl.where(inside, standing, float("inf")), 0))
+    tl.store(end_ptr + 1, tl.max(tl.where(inside, standing, -float("inf")), 0))
     place = first + tl.cumsum(inside.to(tl.int32), 0) - 1
     fits = inside & (place < COLLECTED)
     tl.store(collected_ptr + row.to(tl.int64) * COLLECTED + place, tokens, mask=fits)
@@ -562,11 +664,13 @@ def settle_crowd(
     row,
     slices,
     collected_ptr,  # [COLLECTED] int32
-    ends_ptr,  # [slices, 2] float32
+    ends_ptr,  # [slices, ENDS] float32
     crowd,
     value,
     index,
+    upper,
     maximum,
+    centre,
     scale,
     top_id,
     count,
@@ -577,6 +681,7 @@ def settle_crowd(
     log_total,
     keep,
     vocab,
+    INTERVALS: tl.constexpr,
     SLICES: tl.constexpr,
     HAS_BITMASK: tl.constexpr,
 ):
@@ -586,13 +691,14 @@ def settle_crowd(
     bracket by value and moves its ends to logits of the row: bfloat16 needs one or two.
 
     Returns:
-        The last kept (value, index) if all are equal, else the number of tokens collected, and the
-        sums of the tokens above them.
+        Whether all are equal; their standing and the last kept of them, the number of tokens
+        collected, the sums of the tokens above them, and the least and the largest logit of those
+        that are kept without them, or with them if they are equal and an interval is sought.
     """
     lane = tl.arange(0, SLICES)
     zero = tl.full((), 0, tl.int32)
-    low = tl.min(tl.load(ends_ptr + 2 * lane, mask=lane < slices, other=float("inf")), 0)
-    high = tl.max(tl.load(ends_ptr + 2 * lane + 1, mask=lane < slices, other=-float("inf")), 0)
+    low = tl.min(tl.load(ends_ptr + ENDS * lane, mask=lane < slices, other=float("inf")), 0)
+    high = tl.max(tl.load(ends_ptr + ENDS * lane + 1, mask=lane < slices, other=-float("inf")), 0)
     offsets = tl.arange(0, CANDIDATES)
     while (crowd > COLLECTED) & (low < high):
         # above low, and not above high
@@ -608,17 +714,18 @@ def settle_crowd(
             x = load_logits(
                 row_ptr, tokens, tokens < vocab, bitmask_ptr, bitmask_stride, row, HAS_BITMASK
             )
-            inside = (x >= low) & (x <= high) & in_support(x, tokens, value, index)
-            some, more, turned = sums_of(inside & (x >= cut), x, tokens, maximum, scale, top_id)
+            present, standing = sought(
+                x, tokens, value, index, upper, operation, maximum, centre, INTERVALS
+            )
+            inside = (standing >= low) & (standing <= high) & present
+            reached = inside & (standing >= cut)
+            some, more, turned = sums_of(reached, x, tokens, maximum, scale, top_id)
             upper_count += some
             upper_excess += more
             upper_moment += turned
-            below_cut = tl.maximum(
-                below_cut, tl.max(tl.where(inside & (x < cut), x, -float("inf")), 0)
-            )
-            above_cut = tl.minimum(
-                above_cut, tl.min(tl.where(inside & (x >= cut), x, float("inf")), 0)
-            )
+            others = tl.where(inside & (standing < cut), standing, -float("inf"))
+            below_cut = tl.maximum(below_cut, tl.max(others, 0))
+            above_cut = tl.minimum(above_cut, tl.min(tl.where(reached, standing, float("inf")), 0))
             start += CANDIDATES
         held = holds(
             operation,
@@ -655,13 +762,24 @@ def settle_crowd(
     # either the tokens of the bracket, or the last kept one of its equal tokens
     placed = zero
     last = zero - 1
+    least = 0.0 * count + float("inf")
+    most = -least
+    # equal tokens of an interval stay together
+    kept_from = tl.where(low == high, low, key_value(ordered_key(high) + 1))
     start = zero
     while start < vocab:
         tokens = start + offsets
         x = load_logits(
             row_ptr, tokens, tokens < vocab, bitmask_ptr, bitmask_stride, row, HAS_BITMASK
         )
-        inside = (x >= low) & (x <= high) & in_support(x, tokens, value, index)
+        present, standing = sought(
+            x, tokens, value, index, upper, operation, maximum, centre, INTERVALS
+        )
+        if INTERVALS:
+            near = present & (standing >= kept_from)
+            least = tl.minimum(least, tl.min(tl.where(near, x, float("inf")), 0))
+            most = tl.maximum(most, tl.max(tl.where(near, x, -float("inf")), 0))
+        inside = (standing >= low) & (standing <= high) & present
         rank = placed + tl.cumsum(inside.to(tl.int32), 0)
         tl.store(collected_ptr + rank - 1, tokens, mask=inside & (rank <= COLLECTED))
         last = tl.maximum(last, tl.max(tl.where(inside & (rank == kept), tokens, -1), 0))
@@ -669,4 +787,4 @@ def settle_crowd(
         start += CANDIDATES
     tl.debug_barrier()
     equal = low == high
-    return equal, low, last, crowd, count, excess, moment
+    return equal, low, last, crowd, count, excess, moment, least, most

@@ -1,191 +1,215 @@
-r"""Random ranks that make the largest of n i.i.d. drafts follow a given law: the left-curtain coupling.
+r"""Random ranks that make the largest of n i.i.d. drafts follow a given law: the exchange coupling.
 
-A draft with token x gets a rank u drawn uniformly from the pieces of [0, 1] that belong to x's knot, pieces of total
-length d(x), so u is uniform on [0, 1]. The draft of largest rank is selected; the largest of n uniform ranks has
-density n u^(n-1), so the selected token's law is exactly
+A draft whose token belongs to atom i gets a rank u in [0, 1]; the draft of largest rank is selected. Over all tokens
+ranks are uniform, so the largest of n has density n u^(n-1), and the selected token's law is
 
-    p(x) = d(x) * mean of n u^(n-1) over x's pieces,       S(a, b) = sum_j b^j a^(n-1-j) = (b^n - a^n) / (b - a)
+    p(x) = d(x) * mean of n u^(n-1) over the ranks of x's atom
 
-over a piece [a, b]. Knots of ascending p / d take one after the other a contiguous interval of what is left of [0, 1]
-with length d(x) and mean p(x) / d(x) (Beiglboeck and Juillet, Ann. Probab. 2016, arXiv 1208.1509): to the right of
-everything taken where that mean is high enough, else on both sides of what was taken last, over whole gaps if need be.
+Atoms, of mass m_i and wanted mean phi_i ascending, begin with intervals of their own and then exchange rank mass:
 
-Such ranks exist for every law with p(S) >= d(S)^n. The law that the pieces realise is the law to verify with, so
-rounding costs acceptance (about 1e-15), never correctness. Means are compared, never differences of n-th powers,
-which cancel for rare tokens; pieces carry their length, for the end of a short one is not seen beside its start.
+    D_i     = m_0 + .. + m_(i-1);    I_i = [D_i, D_(i+1)];    y_i = mean of n u^(n-1) over I_i            mean_over
+    e_i     = m_i (phi_i - y_i)      > 0: atom i must be raised, < 0: lowered; sums of e over prefixes are >= 0
+    P_i, N_i = sums before i of max(e, 0), of max(-e, 0);      P_i >= N_i
+    E_ik    = length of [P_i, P_(i+1)] n [N_k, N_(k+1)]        what raised i takes over from lowered k: only k > i
+    s_ik    = E_ik / (y_k - y_i)                               the rank mass that they swap
+
+Atom i has its rank in I_k with probability s_ik / m_i, atom k has it in I_i with probability s_ik / m_k, each uniform
+there; else it stays at home. What leaves an interval is what arrives, so ranks stay uniform; a swap moves
+s_ik (y_k - y_i) = E_ik, so the means become phi. There is mass enough, for y_i < phi_i <= phi_k < y_k:
+sum_k s_ik <= sum_k E_ik / (phi_i - y_i) = m_i, and the same for k.
+
+Such ranks exist for every law with p(S) >= d(S)^n. The s that are used are cut to the masses, and `phi` is what they
+realise, the law to verify with: rounding costs acceptance (about 1e-16 an atom), never correctness.
 """
 
 from __future__ import annotations
 
-import itertools
-from typing import TypeVar
+from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
-
-FloatArray = NDArray[np.float64]
-Number = TypeVar("Number", float, FloatArray)
-Pieces = list[tuple[float, float]]
-"""Pieces of [0, 1] as (start, length)."""
-RankLaw = list[tuple[float, float, float]]
-"""Pieces as (start, length, probability), uniform within each."""
-
-# Newton's method on convex functions, from a good guess or from the steep side; a last step of this relative size
-# leaves its square as the error, or, where the root is double, an error that the means do not feel
-_LAST_STEP = 1e-10
-# 1 to 7 steps are taken (measured, n <= 8); the bound only guards against a stall
-_MOST_STEPS = 50
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 
-def left_curtain(mass: FloatArray, ratio: FloatArray, n: int) -> list[Pieces]:
-    """The pieces of every knot.
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """The ranks of some atoms, a row each.
+
+    Swaps stand in the order in which P and N run through them, so those of one atom are neighbours. There are as many
+    as the two have steps; those of no length swap nothing.
+
+    Attributes:
+        mass: `[rows, atoms]` float64, m; the length of the atoms' intervals.
+        start: `[rows, atoms]` float64, D.
+        phi: `[rows, atoms]` float64: the means of n u^(n-1), as the swaps realise them.
+        is_raised: `[rows, atoms]` bool.
+        first: `[rows, atoms]` int64, an atom's first swap.
+        last: `[rows, atoms]` int64, its last one.
+        raised: `[rows, 2 atoms]` int64, a swap's atom i.
+        lowered: `[rows, 2 atoms]` int64, its atom k.
+        swapped: `[rows, 2 atoms]` float64, s_ik.
+    """
+
+    mass: Tensor
+    start: Tensor
+    phi: Tensor
+    is_raised: Tensor
+    first: Tensor
+    last: Tensor
+    raised: Tensor
+    lowered: Tensor
+    swapped: Tensor
+
+    def rank(self, atoms: Tensor, uniform: Tensor) -> Tensor:
+        """Ranks of atoms `[rows, n]` from uniform numbers `[rows, n]` in (0, 1): first the interval, then the place.
+
+        Shares are told apart to 1e-16 of the row's mass, as ranks are.
+        """
+        below = sums_before(self.swapped)
+        mass, first, last = (each.gather(1, atoms) for each in (self.mass, self.first, self.last))
+        begin, end = below.gather(1, first), below.gather(1, last + 1)
+        point = begin + uniform * mass
+        away = point < end
+        swap = torch.searchsorted(below[:, 1:].contiguous(), point, right=True)
+        swap = torch.minimum(torch.maximum(swap, first), last)
+        interval = torch.where(away, self._partners(atoms, swap), atoms)
+        base = torch.where(away, below.gather(1, swap), end)
+        share = torch.where(away, self.swapped.gather(1, swap), mass - (end - begin))
+        inside = ((point - base) / share).nan_to_num_(0.0).clamp_(0, 1)
+        return self.start.gather(1, interval) + inside * self.mass.gather(1, interval)
+
+    def laws(self, atoms: Tensor) -> Tensor:
+        """The chance of atoms `[rows, n]` to have their rank in each atom's interval, `[rows, n, atoms]`."""
+        number = torch.arange(self.swapped.shape[1], device=atoms.device)
+        first, last = (each.gather(1, atoms)[..., None] for each in (self.first, self.last))
+        mass = self.mass.gather(1, atoms)[..., None]
+        away = torch.where((first <= number) & (number <= last), self.swapped[:, None], 0.0)
+        away = (away / mass).nan_to_num_(0.0)
+        partners = torch.where(
+            self.is_raised.gather(1, atoms)[..., None],
+            self.lowered[:, None],
+            self.raised[:, None],
+        )
+        laws = away.new_zeros(*atoms.shape, self.mass.shape[1])
+        laws.scatter_add_(2, atoms[..., None], (1 - away.sum(2, keepdim=True)).clamp_min_(0))
+        return laws.scatter_add_(2, partners, away)
+
+    def only(self, kept: Tensor) -> Exchange:
+        """The ranks of some rows, given by bool `[rows]` or by int64 row numbers."""
+        return Exchange(*(getattr(self, field.name)[kept] for field in fields(self)))
+
+    def _partners(self, atoms: Tensor, swaps: Tensor) -> Tensor:
+        """Whom atoms `[rows, n]` meet in swaps `[rows, n]` of theirs."""
+        return torch.where(
+            self.is_raised.gather(1, atoms),
+            self.lowered.gather(1, swaps),
+            self.raised.gather(1, swaps),
+        )
+
+
+def exchange(mass: Tensor, phi: Tensor, num_drafts: Tensor) -> Exchange:
+    """Ranks whose means are `phi`.
 
     Args:
-        mass: `[knots]` > 0, sums to 1.
-        ratio: `[knots]` ascending, p / d.
-        n: the number of drafts, >= 2.
-
-    Returns:
-        For each knot its pieces, of total length `mass` up to rounding.
+        mass: `[rows, atoms]` float64, >= 0, a row sums to 1.
+        phi: `[rows, atoms]` float64, ascending, p / d with p(S) >= d(S)^n; nothing hangs on atoms without mass.
+        num_drafts: `[rows]` int64, n >= 1.
     """
-    pieces: list[Pieces] = []
-    taken: list[tuple[float, float]] = []  # blocks [start, end], ascending, gaps between them
-    for length, mean, alone in zip(
-        mass.tolist(), ratio.tolist(), _right_of_all(mass, ratio, n).tolist(), strict=True
-    ):
-        edge = taken[-1][1] if taken else 0.0
-        if not taken or edge <= alone:
-            start = max(alone, edge)
-            taken.append((start, start + length))
-            pieces.append([(start, length)])
-        else:
-            pieces.append(_on_both_sides(taken, length, mean, n))
-    return pieces
+    start = sums_before(mass)[:, :-1]
+    mean = mean_over(start, mass, num_drafts[:, None])
+    missing = mass * (phi - mean)
+    raised, lowered, height, first, last = _staircases(missing)
+    lift = mean.gather(1, lowered) - mean.gather(1, raised)
+    swapped = torch.where(lift > 0, height / lift, 0.0)
+    swapped = _within(swapped, mass, raised, lowered)
+    gain = swapped * lift
+    change = torch.zeros_like(mass).scatter_add_(1, raised, gain).scatter_add_(1, lowered, -gain)
+    phi = torch.where(mass > 0, mean + change / mass, mean)
+    return Exchange(mass, start, phi, missing > 0, first, last, raised, lowered, swapped)
 
 
-def mean_ratio(pieces: Pieces, n: int) -> float:
-    """Mean of n u^(n-1) over the pieces: the realised p / d of their knot."""
-    length = sum(length for _, length in pieces)
-    return sum(mean_over(start, start + length, n) * length for start, length in pieces) / length
+def mean_over(start: Tensor, length: Tensor, n: Tensor) -> Tensor:
+    """Mean of n u^(n-1) over [a, b] of that start and length: (b^n - a^n) / (b - a), without a difference of powers.
+
+    With x = (b - a) / b it is b^(n-1) (1 - (1 - x)^n) / x, whose second factor is n where x is 0, and 1 for n = 1.
+    """
+    end = start + length
+    part = (length / end).nan_to_num(0.0).clamp_max(1)
+    factor = -torch.expm1(n * torch.log1p(-part)) / part
+    return end ** (n - 1) * torch.where((part > 0) & (n > 1), factor, n)
 
 
-def mixture(lower: Pieces, upper: Pieces, share: float) -> RankLaw:
-    """A rank from the `upper` pieces with probability `share`, else from the `lower` ones."""
-    law: RankLaw = []
-    for pieces, chance in ((lower, 1 - share), (upper, share)):
-        if chance > 0:
-            total = sum(length for _, length in pieces)
-            law += [(start, length, chance * length / total) for start, length in pieces]
-    return law
-
-
-def rank(law: RankLaw, uniform: float) -> float:
-    """The rank that a uniform number in (0, 1) stands for."""
-    for start, length, chance in law[:-1]:
-        if uniform < chance:
-            return start + length * (uniform / chance)
-        uniform -= chance
-    start, length, chance = law[-1]
-    return start + length * min(uniform / chance, 1.0)
-
-
-def win_probabilities(laws: list[RankLaw]) -> list[float]:
+def win_probabilities(laws: Tensor) -> list[float]:
     """For each candidate the chance that its rank is the largest: an exact integral.
 
-    Between two ends of pieces the densities are constant and the distribution functions linear, so their product is a
-    polynomial of degree n - 1, for which Gauss's rule is exact.
+    Within an interval densities are constant and distribution functions linear, so their product is a polynomial of
+    degree n - 1, for which Gauss's rule is exact.
+
+    Args:
+        laws: `[n, atoms]`, the chance of each candidate's rank to lie in each interval, uniform there.
     """
-    ends = sorted(
-        {end for law in laws for start, length, _ in law for end in (start, start + length)}
+    nodes, weights = (
+        torch.from_numpy(each).to(laws)
+        for each in np.polynomial.legendre.leggauss(len(laws) // 2 + 1)
     )
-    nodes, weights = np.polynomial.legendre.leggauss(len(laws) // 2 + 1)
-    chances = [0.0] * len(laws)
-    for low, high in itertools.pairwise(ends):
-        half, middle = (high - low) / 2, (low + high) / 2
-        below = [_chance_below(law, middle + half * nodes) for law in laws]
-        for path, law in enumerate(laws):
-            inside = [c / length for start, length, c in law if start <= middle < start + length]
-            others = np.prod([*below[:path], *below[path + 1 :], np.ones_like(nodes)], axis=0)
-            chances[path] += half * float(weights @ others) * sum(inside)
+    below = sums_before(laws)[:, :-1, None] + laws[:, :, None] * ((nodes + 1) / 2)
+    chances = []
+    for path, law in enumerate(laws):
+        others = torch.cat([below[:path], below[path + 1 :]]).prod(0)
+        chances.append(float(law @ (others @ weights)) / 2)
     return chances
 
 
-def _chance_below(law: RankLaw, points: FloatArray) -> FloatArray:
-    """Distribution function of a rank."""
-    below = np.zeros_like(points)
-    for start, length, chance in law:
-        below += chance * np.clip((points - start) / length, 0, 1)
-    return below
+def sums_before(mass: Tensor) -> Tensor:
+    """`[rows, atoms + 1]`: the mass of the first 0, 1, .. atoms."""
+    return pad(_cumulated(mass), (1, 0))
 
 
-def _right_of_all(mass: FloatArray, ratio: FloatArray, n: int) -> FloatArray:
-    """For each knot alone the a with S(a, a + mass) = ratio, within [0, 1 - mass]."""
-    ratio = np.maximum(ratio, mass ** (n - 1))
-    start = np.maximum((ratio / n) ** (1 / (n - 1)) - mass / 2, 0.0)
-    for _ in range(_MOST_STEPS):
-        end = start + mass
-        slope = np.maximum(n * mean_over(start, end, n - 1), np.finfo(np.float64).tiny)
-        step = (mean_over(start, end, n) - ratio) / slope
-        start = np.maximum(start - step, 0.0)
-        if np.all(np.abs(step) <= _LAST_STEP * end):
-            break
-    return np.minimum(start, np.maximum(1.0 - mass, 0.0))
+def _cumulated(mass: Tensor) -> Tensor:
+    """Sums of the first 1, 2, .. atoms, ascending also where they are summed in parallel."""
+    return mass.cumsum(1).cummax(1).values
 
 
-def _on_both_sides(taken: list[tuple[float, float]], length: float, mean: float, n: int) -> Pieces:
-    """Take `length` with that mean around the last block, swallowing the gaps that are not enough; extends `taken`."""
-    pieces: Pieces = []
-    wanted = mean * length
-    edge = taken[-1][1]
-    while True:
-        start, _ = taken.pop()
-        gap_start = taken[-1][1] if taken else 0.0
-        gap = start - gap_start
-        most = min(gap, length)
-        if not taken or (
-            edge + length - most <= 1.0 and _both(most, start, edge, length, n) <= wanted
-        ):
-            left = _left_length(start, edge, length, most, wanted, n)
-            pieces += [(start - left, left), (edge, length - left)]
-            taken.append((start - left, edge + length - left))
-            return [piece for piece in pieces if piece[1] > 0]
-        pieces.append((gap_start, gap))
-        length -= gap
-        wanted -= gap * mean_over(gap_start, start, n)
+def _staircases(missing: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """P and N, merged: every step of either, whether an atom is raised or lowered, ends one swap.
+
+    Returns:
+        Of the swaps atom i, atom k and E_ik, `[rows, 2 atoms]`; of the atoms the first and last swap, `[rows, atoms]`.
+    """
+    raised_ends, lowered_ends = (
+        _cumulated(missing.clamp_min(0)),
+        _cumulated((-missing).clamp_min(0)),
+    )
+    number = torch.arange(2 * missing.shape[1], device=missing.device)
+    atoms = number[: missing.shape[1]]
+    raised_last = atoms + torch.searchsorted(lowered_ends, raised_ends)
+    lowered_last = atoms + torch.searchsorted(raised_ends, lowered_ends, right=True)
+    ends = torch.cat([raised_ends, lowered_ends], 1)
+    ends = torch.empty_like(ends).scatter_(1, torch.cat([raised_last, lowered_last], 1), ends)
+    height = ends.diff(dim=1, prepend=torch.zeros_like(ends[:, :1]))
+    ended = torch.zeros_like(ends, dtype=torch.int64).scatter_(1, raised_last, 1)
+    raised = ended.cumsum(1) - ended
+    lowered = number - raised
+    # the heights of P and of N differ by rounding: what is left of the higher one has no partner
+    height = torch.where(torch.maximum(raised, lowered) <= atoms[-1], height, 0.0)
+    raised, lowered = (torch.minimum(each, atoms[-1]) for each in (raised, lowered))
+    last = torch.where(missing > 0, raised_last, lowered_last)
+    before = torch.where(missing > 0, _shifted(raised_last), _shifted(lowered_last))
+    return raised, lowered, height, before + 1, last
 
 
-def _left_length(
-    start: float, edge: float, length: float, most: float, wanted: float, n: int
-) -> float:
-    """How much of `length` lies left of the block [start, edge], so that both sides together weigh `wanted`."""
-    left = max(0.0, edge + length - 1.0)
-    if left >= most:
-        return most
-    for _ in range(_MOST_STEPS):
-        excess = _both(left, start, edge, length, n) - wanted
-        slope = n * ((edge + length - left) ** (n - 1) - (start - left) ** (n - 1))
-        # the weight falls convexly as the left part grows: the steps never pass the root
-        if excess <= 0 or slope <= 0:
-            break
-        step = excess / slope
-        left += step
-        if left >= most:
-            return most
-        if step <= _LAST_STEP * length:
-            break
-    return left
+def _within(swapped: Tensor, mass: Tensor, raised: Tensor, lowered: Tensor) -> Tensor:
+    """The swaps, none larger than its atoms, together none larger than any atom."""
+    for atoms in (raised, lowered):
+        swapped = torch.minimum(swapped, mass.gather(1, atoms))
+    for atoms in (raised, lowered):
+        total = torch.zeros_like(mass).scatter_add_(1, atoms, swapped)
+        room = torch.where(total > mass, mass / total, 1.0)
+        swapped = swapped * room.gather(1, atoms)
+    return swapped
 
 
-def _both(left: float, start: float, edge: float, length: float, n: int) -> float:
-    """Integral of n u^(n-1) over [start - left, start] and [edge, edge + length - left]."""
-    right = length - left
-    return left * mean_over(start - left, start, n) + right * mean_over(edge, edge + right, n)
-
-
-def mean_over(start: Number, end: Number, n: int) -> Number:
-    """S(start, end), the mean of n u^(n-1) over [start, end], by Horner's rule."""
-    total = power = start * 0 + 1
-    for _ in range(n - 1):
-        power = power * start
-        total = total * end + power
-    return total
+def _shifted(last: Tensor) -> Tensor:
+    """The last swap of the atom before."""
+    return pad(last[:, :-1], (1, 0), value=-1)

@@ -162,18 +162,17 @@ def split_place(place: Tensor, num_knots: int) -> tuple[Tensor, Tensor]:
 
 def knot_masses(probs: Tensor, places: Places) -> Tensor:
     """Mass of every knot, `[rows, num_knots]` float64."""
-    rows, num_knots = len(probs), places.num_knots
-    lower_mass = torch.zeros(rows * num_knots, dtype=torch.float64, device=probs.device)
-    upper_mass = torch.zeros_like(lower_mass)
+    shape = len(probs), places.num_knots
+    mass = torch.zeros(shape, dtype=torch.float64, device=probs.device)
+    mass_above = torch.zeros_like(mass)
     for columns in chunks(probs):
         part = probs[:, columns].double()
-        lower, share = split_place(places.of(columns), num_knots)
-        lower = _numbered(lower, num_knots)
-        above = part * share
-        lower_mass += torch.bincount(lower, (part - above).view(-1), rows * num_knots)
-        upper_mass += torch.bincount(lower, above.view(-1), rows * num_knots)
-    mass = lower_mass.view(rows, num_knots)
-    mass[:, 1:] += upper_mass.view(rows, num_knots)[:, :-1]
+        lower, share = split_place(places.of(columns), places.num_knots)
+        lower, above = lower.long(), part * share
+        # not bincount, for which the host waits on a GPU
+        mass.scatter_add_(1, lower, part - above)
+        mass_above.scatter_add_(1, lower, above)
+    mass[:, 1:] += mass_above[:, :-1]
     return mass
 
 

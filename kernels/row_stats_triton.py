@@ -14,7 +14,7 @@ Exponents have base 2, the chip's own, and the temperature is folded into their 
 
 from __future__ import annotations
 
-from ._triton import jit, tl
+from ._triton import jit, kernel, tl
 
 SLICE = tl.constexpr(8192)
 """Tokens a program reads: 32 a thread stay in registers, more spill."""
@@ -40,7 +40,7 @@ BRACKET = tl.constexpr(2)
 READY = tl.constexpr(3)
 
 # columns of the state of a row, int32 and float32
-STATE = tl.constexpr(16)
+STATE = tl.constexpr(20)
 I_WAITING = tl.constexpr(0)
 I_POSITION = tl.constexpr(1)
 I_TOP_ID = tl.constexpr(2)
@@ -63,6 +63,11 @@ F_LOW = tl.constexpr(10)
 F_HIGH = tl.constexpr(11)
 F_RAW = tl.constexpr(12)
 F_LEAST = tl.constexpr(13)
+F_KEPT_EXCESS = tl.constexpr(14)
+F_UPPER = tl.constexpr(15)
+F_WHOLE_MAXIMUM = tl.constexpr(16)
+F_CENTRE = tl.constexpr(17)
+F_THRESHOLD = tl.constexpr(18)
 
 
 @jit
@@ -98,6 +103,26 @@ def row_pointer(logits_ptr, row_stride, rows_ptr, row, HAS_ROWS: tl.constexpr):
 
 
 @jit
+def source_pointer(
+    logits_ptr,
+    row_stride,
+    more_logits_ptr,
+    more_row_stride,
+    first_rows,
+    rows_ptr,
+    row,
+    HAS_MORE: tl.constexpr,
+    HAS_ROWS: tl.constexpr,
+):
+    """Where a row starts when, behind the `first_rows` of one tensor, those of another one follow."""
+    start_ptr = row_pointer(logits_ptr, row_stride, rows_ptr, row, HAS_ROWS)
+    if HAS_MORE:
+        if row >= first_rows:
+            start_ptr = more_logits_ptr + (row - first_rows).to(tl.int64) * more_row_stride
+    return start_ptr
+
+
+@jit
 def load_logits(
     row_ptr, tokens, wanted, bitmask_ptr, bitmask_stride, row, HAS_BITMASK: tl.constexpr
 ):
@@ -117,9 +142,18 @@ def in_support(logits, tokens, value, index):
 
 
 @jit
+def not_above(logits, upper):
+    """The logits, -inf for those above an interval."""
+    return tl.where(logits <= upper, logits, -float("inf"))
+
+
+@kernel
 def row_stats_kernel(
     logits_ptr,  # [batch, vocab] float32, bfloat16 or float16
     row_stride,
+    more_logits_ptr,  # [rows - first_rows, vocab] of the same dtype
+    more_row_stride,
+    first_rows,
     rows_ptr,  # [rows] int64
     bitmask_ptr,  # [rows, ceil(vocab / 32)] int32
     bitmask_stride,
@@ -132,10 +166,12 @@ def row_stats_kernel(
     vocab,
     num_groups,
     RESTRICTED: tl.constexpr,  # over the support so far, of rows that wait for its sums
+    INTERVALS: tl.constexpr,  # which may be an interval: its groups have other maxima
     SQUARES: tl.constexpr,  # sum 4**z
     DEVIATION: tl.constexpr,  # mean and sum of squares about it
     LEAST: tl.constexpr,  # the least finite logit
     RAW: tl.constexpr,  # S at temperature 1
+    HAS_MORE: tl.constexpr,
     HAS_ROWS: tl.constexpr,
     HAS_BITMASK: tl.constexpr,
 ):
@@ -146,7 +182,17 @@ def row_stats_kernel(
         if tl.load(integers_ptr + row * STATE + I_WAITING) != SUMS:
             return
     _, scale = scale_of(parameters_ptr, parameter_stride, row)
-    row_ptr = row_pointer(logits_ptr, row_stride, rows_ptr, row, HAS_ROWS)
+    row_ptr = source_pointer(
+        logits_ptr,
+        row_stride,
+        more_logits_ptr,
+        more_row_stride,
+        first_rows,
+        rows_ptr,
+        row,
+        HAS_MORE,
+        HAS_ROWS,
+    )
     tokens = part * SLICE + tl.arange(0, SLICE)
     x = load_logits(row_ptr, tokens, tokens < vocab, bitmask_ptr, bitmask_stride, row, HAS_BITMASK)
     # a maximum ignores NaN, so it is looked for
@@ -155,7 +201,9 @@ def row_stats_kernel(
         value = tl.load(floats_ptr + row * STATE + F_VALUE)
         index = tl.load(integers_ptr + row * STATE + I_INDEX)
         x = tl.where(in_support(x, tokens, value, index), x, -float("inf"))
-    else:
+        if INTERVALS:
+            x = not_above(x, tl.load(floats_ptr + row * STATE + F_UPPER))
+    if INTERVALS or not RESTRICTED:
         groups = part * (SLICE // GROUP) + tl.arange(0, SLICE // GROUP)
         maxima = tl.max(tl.reshape(x, (SLICE // GROUP, GROUP)), 1)
         maxima_ptr = group_maxima_ptr + row.to(tl.int64) * num_groups + groups

@@ -2,7 +2,7 @@
 
     row_stats  support                                    every call
     [row_stats of the supports  support]                  a rule after one that may keep thousands
-    [round  round  collect  support]                      a search rule that may keep thousands
+    [round  round  collect  support]                      a search, or over 127 tokens to keep
     mask, or  slice_masses  staged_draw                   the logits or the tokens
 
 Which launches there are follows from the shapes and the operations, never from data: rows that are
@@ -14,13 +14,13 @@ Nothing here has been timed on a GPU yet: slice, group and round sizes rest on i
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .configurations import num_warps
 from .draw_triton import slice_masses_kernel, staged_draw_kernel
 from .noise import Noise
 from .prefix_search_triton import (
@@ -34,26 +34,19 @@ from .prefix_search_triton import (
     POINTS,
     SUMS_OF_POINT,
     TOP_K,
+    TYPICAL,
     collect_kernel,
     round_kernel,
 )
 from .row_stats_triton import GROUP, PLANES, SLICE, STATE, row_stats_kernel
-from .support import OK, Support
+from .shared_tables import shared_table
+from .support import Support
 from .support_triton import mask_kernel, support_kernel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 ROUNDS = 2
 """Rounds of 16 points leave a 225th of a row's interval: at most 2,048 of 262,144 gaussian logits."""
-
-WARPS = 8
-"""A slice of 8,192 tokens is 32 a thread."""
-
-SUPPORT_WARPS = 8
-"""4,096 candidates are 16 a thread, about 200 registers: with 16 warps and their 128 they spill on sm_100."""
-
-DRAW_WARPS = 4
-"""At most 2,048 slices, 256 groups or 32 tokens."""
 
 MAX_FIRST = 127
 """Tokens that candidates always hold beside the one that crosses: 128 groups have a token each."""
@@ -74,7 +67,7 @@ class Operation(NamedTuple):
     Attributes:
         code: of kernels/prefix_search_triton.py.
         parameter: a number or `[rows]`.
-        keep: the tokens that the step must keep, at most MAX_FIRST of them unless it searches.
+        keep: the tokens that the step must keep.
         ties_all: keep every token that equals the last kept one.
     """
 
@@ -113,9 +106,7 @@ def support_triton(
     """
     call = _Call(logits, operations, temperature, valid, token_bitmask, None)
     call.resolve()
-    # prefix rules bound a support from below only; rows without a law keep nothing
-    upper = torch.where(call.status == OK, torch.inf, -torch.inf)
-    return Support(call.value, call.index, upper), call.status
+    return Support(call.value, call.index, call.upper), call.status
 
 
 def truncate_triton(
@@ -187,12 +178,19 @@ class _Call:
         valid: Tensor | None,
         token_bitmask: Tensor | None,
         row_indices: Tensor | None,
+        more_logits: Tensor | None = None,
+        *,
+        kept: bool = False,
     ) -> None:
         device = logits.device
-        # the kernels add token ids to a row's address
-        self.logits = logits if logits.stride(1) == 1 else logits.contiguous()
+        self.logits = _side_by_side(logits)
+        # rows of a second tensor, of the same dtype and width, behind those of the first
+        self.more_logits = None if more_logits is None else _side_by_side(more_logits)
         self.vocab = logits.shape[1]
         self.rows = logits.shape[0] if row_indices is None else row_indices.shape[0]
+        if more_logits is not None:
+            self.rows += more_logits.shape[0]
+        self.kept = kept
         self.slices = -(-self.vocab // SLICE.value)
         self.num_groups = -(-self.vocab // GROUP.value)
         self.operations = operations
@@ -205,31 +203,23 @@ class _Call:
         self.bitmask_stride = 0 if token_bitmask is None else token_bitmask.stride(0)
         self.row_indices = row_indices
 
-        def floats(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=torch.float32, device=device)
-
-        def integers(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=torch.int32, device=device)
-
-        self.stats = floats(PLANES.value, self.rows, self.slices)
-        self.group_maxima = floats(self.rows, self.num_groups)
-        self.chosen = integers(self.rows, CANDIDATE_GROUPS.value)
-        self.integers = integers(self.rows, STATE.value)
-        self.floats = floats(self.rows, STATE.value)
-        self.value = floats(self.rows)
-        self.index = torch.empty(self.rows, dtype=torch.int64, device=device)
-        self.status = torch.empty(self.rows, dtype=torch.int8, device=device)
         self.plan = plan(operations, self.vocab)
-        self.brackets = self.partials = self.collected = self.ends = None
-        if any(wait == "bracket" for wait in self.plan):
-            self.brackets = floats(self.rows, ROUNDS, 2)
-            sums = self.rows, self.slices, POINTS.value * SUMS_OF_POINT.value
-            # a round reads the sums of the one before while it writes its own
-            self.partials = floats(sums[0], sums[1], sums[2]), floats(sums[0], sums[1], sums[2])
-            self.collected = integers(self.rows, COLLECTED.value)
-            self.ends = floats(self.rows, self.slices, 2)
+        (
+            self.stats,
+            self.group_maxima,
+            self.chosen,
+            self.integers,
+            self.floats,
+            self.value,
+            self.index,
+            self.upper,
+            self.status,
+            self.brackets,
+            self.partials,
+            self.collected,
+        ) = workspace(self.rows, self.vocab, self.plan, device)
         self.token_ids = torch.empty(0, dtype=torch.int64, device=device)
-        self.logprobs = self.kept_mass = floats(0)
+        self.logprobs = self.kept_mass = torch.empty(0, dtype=torch.float32, device=device)
 
     def resolve(self, noise: Noise | None = None, *, raw: bool = False) -> None:
         """Find the supports, and draw from those that lie in one program."""
@@ -251,6 +241,14 @@ class _Call:
                 else:
                     self._search()
                     self._support(noise, raw, bracketed=True)
+            if self.waits_for_kept:
+                self._row_stats(restricted=True, raw=False)
+
+    @property
+    def waits_for_kept(self) -> bool:
+        """Whether rows may be left that wait for the sums of their supports: `stats` holds these."""
+        found = within_candidates(self.operations, self.vocab)
+        return self.kept and bool(self.operations) and not found
 
     def mask(self, out: Tensor) -> None:
         """Write the rows into `out` with -inf outside their supports."""
@@ -259,19 +257,22 @@ class _Call:
         with torch.cuda.device_of(self.logits):
             mask_kernel[(self.rows, self.slices)](
                 self.logits,
-                self.logits.stride(0),
+                _row_stride(self.logits),
                 out,
-                out.stride(0),
+                _row_stride(out),
                 self.row_indices,
                 self.bitmask,
                 self.bitmask_stride,
                 self.group_maxima,
                 self.value,
                 self.index,
+                self.upper,
                 self.vocab,
                 self.num_groups,
-                **self._flags(),
-                num_warps=WARPS,
+                INTERVALS=TYPICAL.value in self._codes,
+                HAS_ROWS=self.row_indices is not None,
+                HAS_BITMASK=self.bitmask is not None,
+                num_warps=num_warps("mask_kernel", self.logits.dtype),
             )
 
     def draw(self, noise: Noise, *, raw: bool) -> None:
@@ -279,12 +280,11 @@ class _Call:
         # the candidates of a small vocabulary are all of it, and at most 1,024 race directly
         if not self.rows or self.vocab <= SLICE.value // 8:
             return
-        winners = torch.empty(
-            (self.rows, self.slices, 4), dtype=torch.float32, device=self.logits.device
-        )
+        # the sums of the slices are read no more
+        winners = self.stats.flatten()[: self.rows * self.slices * 4]
         shared = (
             self.logits,
-            self.logits.stride(0),
+            _row_stride(self.logits),
             self.bitmask,
             self.bitmask_stride,
             self.parameters,
@@ -301,7 +301,7 @@ class _Call:
                 self.vocab,
                 self.num_groups,
                 HAS_BITMASK=self.bitmask is not None,
-                num_warps=WARPS,
+                num_warps=num_warps("slice_masses_kernel", self.logits.dtype),
             )
             staged_draw_kernel[(self.rows,)](
                 *shared,
@@ -315,7 +315,7 @@ class _Call:
                 RAW=raw,
                 SLICES=_power_of_two(self.slices),
                 HAS_BITMASK=self.bitmask is not None,
-                num_warps=DRAW_WARPS,
+                num_warps=num_warps("staged_draw_kernel", self.logits.dtype),
             )
 
     @property
@@ -325,7 +325,10 @@ class _Call:
     def _sources(self) -> tuple[Any, ...]:
         return (
             self.logits,
-            self.logits.stride(0),
+            _row_stride(self.logits),
+            self.more_logits,
+            0 if self.more_logits is None else _row_stride(self.more_logits),
+            len(self.logits),
             self.row_indices,
             self.bitmask,
             self.bitmask_stride,
@@ -335,6 +338,7 @@ class _Call:
 
     def _flags(self) -> dict[str, bool]:
         return {
+            "HAS_MORE": self.more_logits is not None,
             "HAS_ROWS": self.row_indices is not None,
             "HAS_BITMASK": self.bitmask is not None,
         }
@@ -343,7 +347,8 @@ class _Call:
         return {
             "SQUARES": bool(self._codes & {P_LESS.value, P_LESS_NORMALIZED.value}),
             "DEVIATION": N_SIGMA.value in self._codes,
-            "LEAST": "bracket" in self.plan and TOP_K.value in self._codes,
+            "LEAST": "bracket" in self.plan,
+            "INTERVALS": TYPICAL.value in self._codes,
         }
 
     def _row_stats(self, *, restricted: bool, raw: bool) -> None:
@@ -359,7 +364,7 @@ class _Call:
             RAW=raw,
             **self._sums(),
             **self._flags(),
-            num_warps=WARPS,
+            num_warps=num_warps("row_stats_kernel", self.logits.dtype),
         )
 
     def _support(
@@ -376,11 +381,12 @@ class _Call:
             self.group_maxima,
             self.chosen,
             self.collected,
-            self.ends,
+            self._ends(),
             self.integers,
             self.floats,
             self.value,
             self.index,
+            self.upper,
             self.status,
             *((None, None, None) if noise is None else _streams(noise)),
             *((None, None, None) if noise is None else drawn),
@@ -391,13 +397,18 @@ class _Call:
             BRACKETED=bracketed,
             SAMPLE=noise is not None,
             RAW=raw,
+            KEPT=self.kept,
             SLICES=_power_of_two(self.slices),
             GROUPS=min(_power_of_two(self.num_groups), MAX_GROUPS_AT_ONCE),
             HAS_VALID=self.valid is not None,
             **self._sums(),
             **self._flags(),
-            num_warps=SUPPORT_WARPS,
+            num_warps=num_warps("support_kernel", self.logits.dtype),
         )
+
+    def _ends(self) -> Tensor | None:
+        """The ends of the slices, where the sums of the last round but one are read no more."""
+        return None if self.partials is None else self.partials[ROUNDS % 2]
 
     def _search(self) -> None:
         assert self.partials is not None
@@ -417,31 +428,106 @@ class _Call:
                 self.vocab,
                 ROUND=number,
                 ROUNDS=ROUNDS,
+                INTERVALS=TYPICAL.value in self._codes,
                 SLICES=_power_of_two(self.slices),
                 **self._flags(),
-                num_warps=WARPS,
+                num_warps=num_warps("round_kernel", self.logits.dtype),
             )
         collect_kernel[(self.rows, self.slices)](
             *shared,
             self.partials[(ROUNDS - 1) % 2],
             self.collected,
-            self.ends,
+            self._ends(),
             self.vocab,
             ROUNDS=ROUNDS,
+            INTERVALS=TYPICAL.value in self._codes,
             SLICES=_power_of_two(self.slices),
             **self._flags(),
-            num_warps=WARPS,
+            num_warps=num_warps("collect_kernel", self.logits.dtype),
         )
+
+
+class Workspace(NamedTuple):
+    """What a call keeps in memory beside logits, parameters and results.
+
+    Attributes:
+        stats: float32 `[PLANES, rows, slices]`; later the winners of the slices.
+        group_maxima: float32 `[rows, groups]`; later the masses of the groups.
+        chosen: int32 `[rows, CANDIDATE_GROUPS]`, groups of the candidates.
+        integers: int32 `[rows, STATE]`.
+        floats: float32 `[rows, STATE]`.
+        value: float32 `[rows]`.
+        value_index: int64 `[rows]`.
+        upper: float32 `[rows]`.
+        status: int8 `[rows]`.
+        brackets: float32 `[rows, ROUNDS, 2]`, of a search, as are the following.
+        partials: float32 `[2, rows, slices, POINTS * SUMS_OF_POINT]`.
+        collected: int32 `[rows, COLLECTED]`.
+    """
+
+    stats: Tensor
+    group_maxima: Tensor
+    chosen: Tensor
+    integers: Tensor
+    floats: Tensor
+    value: Tensor
+    value_index: Tensor
+    upper: Tensor
+    status: Tensor
+    brackets: Tensor | None
+    partials: Tensor | None
+    collected: Tensor | None
+
+
+def workspace(rows: int, vocab: int, waits: list[str], device: torch.device | str) -> Workspace:
+    """The workspace of a call whose plan is `waits`.
+
+    At most 8 % of the logits and 16 KiB a row, for float32 logits and, up to 458,752 tokens, for
+    those of 16 bits, whose group maxima alone are 6 %.
+    """
+    slices, groups = -(-vocab // SLICE.value), -(-vocab // GROUP.value)
+
+    def empty(dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    searched = "bracket" in waits
+    return Workspace(
+        empty(torch.float32, PLANES.value, rows, slices),
+        empty(torch.float32, rows, groups),
+        empty(torch.int32, rows, CANDIDATE_GROUPS.value),
+        empty(torch.int32, rows, STATE.value),
+        empty(torch.float32, rows, STATE.value),
+        empty(torch.float32, rows),
+        empty(torch.int64, rows),
+        empty(torch.float32, rows),
+        empty(torch.int8, rows),
+        empty(torch.float32, rows, ROUNDS, 2) if searched else None,
+        # a round reads the sums of the one before while it writes its own
+        empty(torch.float32, 2, rows, slices, POINTS.value * SUMS_OF_POINT.value)
+        if searched
+        else None,
+        empty(torch.int32, rows, COLLECTED.value) if searched else None,
+    )
+
+
+def workspace_bytes(rows: int, vocab: int, operations: tuple[Operation, ...]) -> int:
+    """Bytes that a call of this shape allocates beside its results."""
+    tensors = workspace(rows, vocab, plan(operations, vocab), "meta")
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def plan(operations: tuple[Operation, ...], vocab: int) -> list[str]:
     """What rows may have to wait for, in order: "sums" of a support, the "bracket" of a search."""
     waits = []
+    before = None
     small = vocab <= CANDIDATE_GROUPS.value * GROUP.value
     for position, (code, parameter, keep, ties_all) in enumerate(operations):
-        searched = code >= TOP_K.value
-        if position and not small and code not in (MIN_P.value, TOP_K.value):
+        searched = code >= TOP_K.value or keep > MAX_FIRST
+        # behind an interval even the largest logit is another one
+        known = code in (MIN_P.value, TOP_K.value) and before != TYPICAL.value
+        if position and not small and not known:
             waits.append("sums")
+        before = code
         first = (
             code == TOP_K.value
             and not isinstance(parameter, Tensor)
@@ -451,9 +537,34 @@ def plan(operations: tuple[Operation, ...], vocab: int) -> list[str]:
             waits.append("bracket")
         if first:
             small = True
-        if ties_all:
+        if ties_all and code != TYPICAL.value:
             small = vocab <= CANDIDATE_GROUPS.value * GROUP.value
     return waits
+
+
+def within_candidates(operations: tuple[Operation, ...], vocab: int) -> bool:
+    """Whether every support lies in the registers of one program."""
+    if vocab <= CANDIDATE_GROUPS.value * GROUP.value:
+        return True
+    small = False
+    for code, parameter, keep, ties_all in operations:
+        first = (
+            code == TOP_K.value
+            and not isinstance(parameter, Tensor)
+            and max(parameter, keep) <= MAX_FIRST
+        )
+        small = (small or first) and (not ties_all or code == TYPICAL.value)
+    return small
+
+
+def _side_by_side(logits: Tensor) -> Tensor:
+    """The logits with the tokens of a row one after the other: the kernels add token ids to its address."""
+    return logits if logits.stride(1) == 1 else logits.contiguous()
+
+
+def _row_stride(logits: Tensor) -> int:
+    """From row to row; of a single row it says nothing, and a kernel must not be compiled for it."""
+    return logits.stride(0) if logits.shape[0] > 1 else logits.shape[1]
 
 
 def _packed(operations: tuple[Operation, ...]) -> int:
@@ -471,34 +582,29 @@ def _parameters(
     rows: int,
     device: torch.device,
 ) -> tuple[Tensor, int]:
-    """Temperature, then parameter and tokens to keep of every operation: `[1 + 2 n, rows or 1]`.
+    """Temperature, then parameter and tokens to keep of every operation: `[1 + 2 n]` or `[1 + 2 n, rows]`.
 
     Returns:
         The table, float64, and its stride from row to row: 0 where all rows share it.
     """
+    limits = torch.finfo(torch.float32)
+    if not isinstance(temperature, Tensor):
+        # temperatures that float32 takes for 0 or inf are not 0 or inf
+        temperature = temperature and min(max(temperature, limits.tiny), limits.max)
     values: list[float | Tensor] = [temperature]
     for operation in operations:
         values += [operation.parameter, float(operation.keep)]
-    if not any(isinstance(value, Tensor) and value.ndim for value in values) and not any(
-        isinstance(value, Tensor) for value in values
-    ):
-        return _shared_parameters(tuple(float(value) for value in values), device), 0
-    columns = [
-        torch.as_tensor(value, dtype=torch.float64, device=device).expand(rows) for value in values
-    ]
-    # temperatures that float32 takes for 0 or inf are not 0 or inf
-    heat = columns[0]
-    numbers = torch.finfo(torch.float32)
-    columns[0] = torch.where(heat == 0, heat, heat.clamp(numbers.tiny, numbers.max))
-    return torch.stack(columns), 1
-
-
-@functools.lru_cache(maxsize=256)
-def _shared_parameters(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A table that is copied to the device once, not at every call."""
-    numbers = torch.finfo(torch.float32)
-    heat = values[0] and min(max(values[0], numbers.tiny), numbers.max)
-    return torch.tensor([heat, *values[1:]], dtype=torch.float64, device=device)[:, None]
+    numbers = tuple(0.0 if isinstance(value, Tensor) else float(value) for value in values)
+    table = shared_table(numbers, torch.float64, device)
+    if not any(isinstance(value, Tensor) for value in values):
+        return table, 0
+    table = table[:, None].repeat(1, rows)
+    for number, value in enumerate(values):
+        if isinstance(value, Tensor):
+            table[number].copy_(value.detach())
+    if isinstance(temperature, Tensor):
+        table[0] = torch.where(table[0] == 0, 0.0, table[0].clamp(limits.tiny, limits.max))
+    return table, 1
 
 
 def _streams(noise: Noise) -> tuple[Tensor, Tensor, Tensor]:

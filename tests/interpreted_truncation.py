@@ -34,7 +34,6 @@ from warpdraft import (
     TopK,
     TopNSigma,
     TopP,
-    Typical,
     sample,
     truncate,
 )
@@ -116,6 +115,8 @@ def test_halves(dtype, rule):
         ([TopP(0.95), TopH(0.9)], [gaussian, two_values]),
         ([TopNSigma(2.5), PLess()], [gaussian, masked_tail]),
         ([MinP(1e-3), TopNSigma(1.0), TopP(0.7)], [gaussian, uniform]),
+        ([MinP(0.9, min_tokens_to_keep=3000)], [gaussian, two_values]),
+        ([TopP(0.9), PLess(min_tokens_to_keep=200, ties="all")], [gaussian, bf16_ties]),
     ],
     ids=str,
 )
@@ -348,6 +349,8 @@ def test_sums_of_slices_against_float64():
         ([TopK(torch.tensor([50]))], LARGE, ["bracket"]),
         ([TopK(128)], LARGE, ["bracket"]),
         ([TopP(0.9), MinP(0.1), Epsilon(0.1)], LARGE, ["bracket", "sums"]),
+        ([MinP(0.1, min_tokens_to_keep=127)], LARGE, []),
+        ([MinP(0.1, min_tokens_to_keep=128)], LARGE, ["bracket"]),
     ],
     ids=str,
 )
@@ -358,12 +361,15 @@ def test_launches_follow_from_shapes_and_rules(rules, vocab, waits):
 @pytest.mark.parametrize(
     ("logits", "rules", "reason"),
     [
-        (torch.zeros(1, 4), [Typical(0.5)], "Typical"),
         (torch.zeros(1, 4, dtype=torch.float64), [MinP(0.1)], "float64"),
-        (torch.zeros(1, 4), [MinP(0.1, min_tokens_to_keep=128)], "min_tokens_to_keep=128"),
+        (
+            torch.zeros(1, 4),
+            [TopH(0.4, variant="transformers", min_tokens_to_keep=101)],
+            "min_tokens_to_keep=101",
+        ),
         (torch.zeros(1, 4), [TopH(0.4, variant="transformers")] * 7, "14 operations"),
     ],
-    ids=["typical", "float64", "tokens-to-keep", "operations"],
+    ids=["float64", "tokens-to-keep", "operations"],
 )
 def test_calls_that_the_kernels_refuse(logits, rules, reason):
     for function in (truncate, sample):

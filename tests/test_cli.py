@@ -272,12 +272,34 @@ def measurement(verifier, paths, efficiency, error, speed):
         "no such option": (["--verifier", "k_seq", "--selector", "lex"], "selector"),
         "no such structure": (["--verifier", "k_seq", "--structure", "bush"], "bush"),
         "budget without a tree": (["--node-budget", "9"], "node_budget"),
-        "layers and a draft": (["--skip", "0"], "--draft-model"),
+        "layers and a draft": (["--skip", "0"], "--draft"),
     }.values(),
     ids=str,
 )
 def test_bench_spec_refuses_what_no_verifier_takes(call, folders, tmp_path, options, named):
     assert_one_line(call(*spec_options(folders, tmp_path), *options), named)
+
+
+@pytest.mark.parametrize("draft", ["first-layers:1", "prompt-lookup:2"])
+def test_a_draft_needs_no_second_model(call, folders, draft):
+    options = ("--model", folders["target"], "--temperature", "0", *SHORT)
+    plain = call("generate", "abcabcab", *options)
+    code, out, err = call("generate", "abcabcab", *options, "--draft", draft, "--compare")
+    assert code == 0
+    assert out == plain[1]
+    assert ("first layers, 1" if "first" in draft else "PromptLookup(max_ngram=2") in err
+    assert ("assisted generation" if "first" in draft else "assisted look-up") in err
+
+
+def test_bench_spec_takes_prompt_lookup_with_its_own_verifier(call, folders, tmp_path):
+    options = spec_options(folders, tmp_path)
+    place = options.index("--draft-model")
+    options[place + 1] = "prompt-lookup:2"
+    if "--verifier" in options:
+        del options[options.index("--verifier") : options.index("--verifier") + 2]
+    code, out, _ = call(*options)
+    assert code == 0
+    assert "target_only" in out
 
 
 def test_a_draft_can_be_the_target_without_layers(call, folders):
@@ -302,20 +324,10 @@ def test_bench_spec_finds_a_bad_setting_before_it_measures(call, folders, tmp_pa
     assert_one_line(call(*options, "--verifier", "k_seq,magic"), "magic")
 
 
-def test_bench_kernels_prints_and_writes_every_case(call, tmp_path):
-    small = ("--vocab", "1000", "--batch", "1,2", "--threads", "1", "--repeats", "1")
-    code, out, _ = call("bench", "kernels", *small, "--out", str(tmp_path / "out.json"))
-    assert code == 0
-    for word in ("TopHLogitsWarper", "MinPLogitsWarper", "ratio"):
-        assert word in out
-    written = json.loads((tmp_path / "out.json").read_text())
-    assert {line["batch"] for line in written} == {1, 2}
-
-
 @pytest.mark.parametrize(
     "command",
     [
-        ("kernels", "--out"),
+        ("kernels", "--csv"),
         ("spec", "--json"),
         ("spec", "--csv"),
         ("spec", "--plot"),
@@ -324,14 +336,10 @@ def test_bench_kernels_prints_and_writes_every_case(call, tmp_path):
     ids=" ".join,
 )
 def test_a_results_file_without_a_folder_is_refused_before_measuring(call, monkeypatch, command):
-    monkeypatch.setattr("warpdraft.bench.bench_truncation.run", None)
+    monkeypatch.setattr("warpdraft.bench.throughput.run.measure", None)
     monkeypatch.setattr("warpdraft.bench.bench_speculation.measure", None)
     name, option = command
     assert_one_line(call("bench", name, option, "no/such/folder/out.csv"), "no/such/folder")
-
-
-def test_bench_kernels_runs_on_the_cpu_only(call):
-    assert_one_line(call("bench", "kernels", "--device", "cuda"), "--device cuda")
 
 
 BAD_INPUT = {
@@ -352,6 +360,8 @@ BAD_INPUT = {
     "unknown dtype": (["--dtype", "int8"], "int8"),
     "missing folder": (["--model", "./no/such/folder"], "./no/such/folder"),
     "draft without target": (["--draft-model", "./draft"], "--model"),
+    "draft of no layers": (["--draft-model", "first-layers:0"], "first-layers:0"),
+    "draft of all layers and more": (["--draft-model", "first-layers:99"], "FirstLayers(99)"),
     "unknown option": (["--top-z", "1"], "--top-z"),
 }
 

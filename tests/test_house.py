@@ -24,22 +24,27 @@ IMPORT_TIME = {
     "decoders": {"torch", "numpy"},
 }
 PUBLIC = [
+    "AdaptiveShape",
     "Epsilon",
     "Eta",
+    "FirstLayers",
     "MinP",
     "PLess",
+    "PromptLookup",
     "TopA",
     "TopH",
     "TopK",
     "TopNSigma",
     "TopP",
     "Typical",
+    "WithoutAdapter",
     "__version__",
     "check",
     "optimal_acceptance",
     "sample",
     "truncate",
     "verify_block",
+    "warmup",
 ]
 
 
@@ -104,10 +109,10 @@ def test_every_folder_of_sources_is_packaged():
     assert set(FOLDERS) == set(PYPROJECT["tool"]["setuptools"]["packages"])
 
 
-def test_only_the_front_door_has_a_package_marker():
+def test_only_the_front_doors_have_package_markers():
     markers = [path for path in ROOT.rglob("__init__.py") if "build" not in path.parts]
     ours = [path for path in markers if path.relative_to(ROOT).parts[0] in {*LAYERS, "tests"}]
-    assert ours == [ROOT / "decoders" / "__init__.py"]
+    assert sorted(ours) == [ROOT / door / "__init__.py" for door in ("decoders", "integrations")]
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -174,7 +179,10 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_importing_has_no_side_effects():
-    code = "import json, sys, warpdraft; print(json.dumps(sorted(sys.modules)))"
+    code = (
+        "import json, sys, warpdraft.integrations; warpdraft.integrations.available();"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
     result = run_python(code)
     assert result.stderr == ""
     modules = set(json.loads(result.stdout))

@@ -16,21 +16,26 @@ import pytest
 import torch
 from scipy.stats import chi2
 from tiny_models import tiny_model
+from transformers import CompileConfig
 
+import warpdraft.draft_sources as draft_sources
 import warpdraft.kernels.noise as noise_module
 import warpdraft.laws as laws
 import warpdraft.loop as loop
 import warpdraft.truncation as truncation
+from warpdraft.adaptive_shape import AdaptiveShape
 from warpdraft.drafting import DraftPaths, draft_paths
+from warpdraft.first_layers import FirstLayers
 from warpdraft.kernels.noise import Noise
 from warpdraft.laws import Law, LawPipeline
 from warpdraft.loop import LoopOptions, generate_tokens
 from warpdraft.processors import ProcessorStack
+from warpdraft.prompt_lookup import PromptLookup
 from warpdraft.rules import MinP, TopH, TopP
 from warpdraft.structures import LevelLaws
 
-# at most 50 comparisons: less than one false alarm in a million runs with other seeds
-ALARM = 1e-6 / 50
+# at most 60 comparisons: less than one false alarm in a million runs with other seeds
+ALARM = 1e-6 / 60
 VOCAB, TOKENS, ROWS = 8, 3, 1500
 # rows for each K: many paths take longer, and the law does not depend on their number
 ROWS_OF = {1: 4500, 2: 3000, 4: 1500}
@@ -170,6 +175,10 @@ def test_text_has_the_law_of_plain_sampling(target, draft, temperature, rules, k
         assert p_value(pooled.sum(others), law.sum(others)) > ALARM
 
 
+STATIC = {"cache_implementation": "static"}
+# the graphs are traced and run as they are: their own compilation takes a minute
+COMPILED = {**STATIC, "compile_config": CompileConfig(backend="aot_eager", mode=None)}
+
 DRAFTED = {
     "k_seq": {},
     "k_seq, rollover": {"verifier": "k_seq", "structure": "rollover", "node_budget": 8},
@@ -180,6 +189,8 @@ DRAFTED = {
     },
     "optimal_block": {"verifier": "optimal_block"},
     "optimal_block, rollover": {"verifier": "optimal_block", "structure": "rollover"},
+    "optimal_block, static": {"verifier": "optimal_block", **STATIC},
+    "k_seq, static, compiled": {"verifier": "k_seq", **COMPILED},
 }
 
 
@@ -189,6 +200,29 @@ def test_every_way_to_draft_has_the_law_of_plain_sampling(target, draft, options
     options = {"num_drafts": 3, "draft_length": 3, "seed": 5, **options}
     token_ids, stats = generated(target, draft, [PROMPT] * ROWS, options, [TopH(0.9)])
     assert 0.2 < stats.acceptance_rate < 0.95, "the drafts test nothing"
+    assert p_value(count(token_ids), law) > ALARM
+
+
+# the end of the text stood in it before, with other tokens behind it
+REPETITIVE = (3, 5, 2, 3, 5, 6, 3, 5)
+SOURCES = {
+    "first layer": (FirstLayers(1), {"num_drafts": 3}),
+    "look-up, one path": (PromptLookup(), {"verifier": "optimal_block"}),
+    "look-up, k_seq": (PromptLookup(), {"verifier": "k_seq"}),
+    "look-up, several paths": (PromptLookup(), {"verifier": "target_only", "num_drafts": 3}),
+    "adaptive": (
+        FirstLayers(1),
+        {"adaptive": AdaptiveShape((1, 3), (1, 3), draft_cost=0.1, node_cost=0.1)},
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "options"), SOURCES.values(), ids=SOURCES.keys())
+def test_every_draft_source_has_the_law_of_plain_sampling(target, source, options):
+    law = text_law(target, REPETITIVE, 1.0, top_h_090)
+    options = {"verifier": "optimal_block", "draft_length": 3, "seed": 9, **options}
+    token_ids, stats = generated(target, source, [REPETITIVE] * ROWS, options, [TopH(0.9)])
+    assert 0.03 < stats.acceptance_rate < 0.95, "the drafts test nothing"
     assert p_value(count(token_ids), law) > ALARM
 
 
@@ -302,6 +336,20 @@ def test_raw_draft_law_is_noticed(target, draft, monkeypatch):
     assert detected(target, draft, **strict) < 1e-6
 
 
+def test_look_up_that_passes_for_uniform_draws_is_noticed(target, monkeypatch):
+    def uniform(tree, depth, vocabulary):
+        rows = len(tree.token_ids)
+        law = Law.of_probs(torch.full((rows, vocabulary), 1 / vocabulary))
+        return LevelLaws(law, torch.arange(rows)[:, None])
+
+    monkeypatch.setattr(draft_sources, "_point_masses", uniform)
+    law = text_law(target, REPETITIVE, 1.0, top_h_090)
+    options = {"draft_length": 3, "seed": 9}
+    prompts = [REPETITIVE] * ROWS
+    token_ids, _ = generated(target, PromptLookup(), prompts, options, [TopH(0.9)])
+    assert p_value(count(token_ids), law) < 1e-6
+
+
 # ---- an identical draft model
 
 
@@ -312,8 +360,18 @@ def test_raw_draft_law_is_noticed(target, draft, monkeypatch):
     ids=["0.5", "0.7", "1.5", "top-p"],
 )
 def test_identical_draft_model_is_always_accepted(temperature, rules, num_drafts):
+    check_identical_draft({"num_drafts": num_drafts}, temperature, rules)
+
+
+@pytest.mark.parametrize("caches", [STATIC, COMPILED], ids=["static", "compiled"])
+@pytest.mark.parametrize("verifier", ["k_seq", "optimal_block"])
+def test_identical_draft_model_is_always_accepted_on_static_caches(caches, verifier):
+    check_identical_draft({"num_drafts": 3, "verifier": verifier, **caches}, 0.7, [TopP(0.9)])
+
+
+def check_identical_draft(options, temperature, rules):
     model = tiny_model(seed=3, vocab=64)
-    options = {"num_drafts": num_drafts, "draft_length": 4, "max_length": len(PROMPT) + 50}
+    options = {"draft_length": 4, "max_length": len(PROMPT) + 50, **options}
     _, stats = generated(model, model, [PROMPT] * 64, options, rules, temperature)
     assert stats.drafted_tokens >= 2000
     assert stats.acceptance_rate >= 0.9995

@@ -276,3 +276,9 @@ def test_values_on_a_device_are_never_read():
     numbers = noise.select(rows).exponential(Role.DRAFT, index, depth=rows, path=index)
     assert numbers.shape == (2, 5)
     assert numbers.dtype == torch.float64
+
+
+def test_a_missing_seed_is_refused_while_a_graph_is_captured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="captured CUDA graph would freeze; pass seed"):
+        Noise.create(1, sequence=0, device="cuda")

@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 import torch
 from enumeration import node_law, random_laws, tuples
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from scipy.stats import chisquare
 from test_k_seq import NODES, on_counts, on_nodes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import warpdraft.verifiers.optimal as optimal
 from warpdraft import optimal_acceptance
-from warpdraft.kernels.concave_majorant import lex_selection_ratio
+from warpdraft.kernels.concave_majorant import slopes_by_chords, slopes_by_merging
 from warpdraft.kernels.noise import Noise, Role
 from warpdraft.kernels.optimal import SELECTORS, Selection, plan_selection
-from warpdraft.kernels.ranks import left_curtain, mean_ratio, mixture, rank, win_probabilities
+from warpdraft.kernels.ranks import exchange, mean_over, win_probabilities
 from warpdraft.kernels.ratio_grid import GridPlaces, SortedPlaces, interpolate, knot_masses
 from warpdraft.kernels.top_tokens import mass_of, top_tokens, without_tokens
 from warpdraft.verifiers.k_seq import KSeq
@@ -37,6 +40,12 @@ def atoms(size, seed, spread, weight=1.0, tiny=0.0):
     return draft[order], target[order]
 
 
+def selection_law(selector, draft, target, n):
+    """p / draft of one row of masses."""
+    masses = (torch.from_numpy(each)[None] for each in (draft, target))
+    return SELECTORS[selector](*masses, torch.tensor([n]))[0].numpy()
+
+
 def subsets(size):
     return [list(each) for k in range(size + 1) for each in itertools.combinations(range(size), k)]
 
@@ -51,7 +60,7 @@ def subsets(size):
 def test_selection_law_is_feasible_and_attains_the_minimum_cut(selector, spread, n, weight):
     for seed in range(20):
         draft, target = atoms(5, seed, spread, weight)
-        ratio = SELECTORS[selector](draft, target, n)
+        ratio = selection_law(selector, draft, target, n)
         law = ratio * draft
         assert law.sum() == pytest.approx(1, abs=1e-14)
         assert np.all(np.diff(ratio) >= 0)
@@ -64,7 +73,8 @@ def test_selection_law_is_feasible_and_attains_the_minimum_cut(selector, spread,
 @on_selectors
 def test_selection_law_of_one_draft_is_the_draft(selector):
     draft, target = atoms(6, 0, 1.0)
-    np.testing.assert_allclose(SELECTORS[selector](draft, target, 1), 1, rtol=0, atol=1e-13)
+    ratio = selection_law(selector, draft, target, 1)
+    np.testing.assert_allclose(ratio, 1, rtol=0, atol=1e-13)
 
 
 def lex_optimum(draft, target, n):
@@ -89,7 +99,7 @@ def test_lex_selection_law_is_the_slope_of_the_majorant(spread, n):
         draft, target = atoms(6, seed, spread, 0.7)
         # ratios beyond n are capped: nothing hangs on them
         target = np.minimum(target, n * draft)
-        law = lex_selection_ratio(draft, target, n) * draft
+        law = selection_law("lex", draft, target, n) * draft
         np.testing.assert_allclose(law, lex_optimum(draft, target, n), rtol=0, atol=1e-12)
 
 
@@ -100,7 +110,7 @@ def test_lex_selection_law_is_best_for_every_concave_value_of_the_weight(n):
     for seed in range(20):
         draft, target = atoms(6, seed, 1.0, 0.8)
         target = np.minimum(target, n * draft)
-        lex, clip = (SELECTORS[name](draft, target, n) * draft for name in ("lex", "clip"))
+        lex, clip = (selection_law(name, draft, target, n) * draft for name in ("lex", "clip"))
         for value in values:
             gain = (lex * value(target / lex)).sum() - (clip * value(target / clip)).sum()
             assert gain >= -1e-12
@@ -110,16 +120,53 @@ def test_lex_selection_law_is_best_for_every_concave_value_of_the_weight(n):
 
 def test_lex_selection_law_of_tokens_that_the_target_never_wants():
     draft, target = np.array([0.2, 0.3, 0.1, 0.4]), np.array([0.0, 0.0, 0.4, 0.6])
-    ratio = lex_selection_ratio(draft, target, 2)
+    ratio = selection_law("lex", draft, target, 2)
     # the first two rise by 0.5^2 in all, shared as they are drafted
     np.testing.assert_allclose(ratio[:2], 0.25 / 0.5, rtol=1e-14)
     assert (ratio * draft).sum() == pytest.approx(1, abs=1e-14)
 
 
+@pytest.mark.parametrize("n", [2, 3, 32], ids="n={}".format)
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+def test_slopes_of_few_and_of_many_atoms_agree(size, n):
+    generator = np.random.default_rng(size)
+    rise, width = torch.from_numpy(generator.dirichlet(np.full(size, 0.2), (2, 5)) + 1e-20)
+    torch.testing.assert_close(
+        slopes_by_chords(rise, width), slopes_by_merging(rise, width), rtol=1e-12, atol=0
+    )
+
+
+@on_selectors
+def test_atoms_without_draft_mass_change_nothing(selector):
+    generator = np.random.default_rng(0)
+    draft, target = atoms(6, 1, 0.5, 0.8)
+    kept = np.sort(generator.choice(20, 6, replace=False))
+    spread = np.zeros((2, 20))
+    spread[:, kept] = draft, target
+    # the target may want what is never drafted
+    spread[1, -1] += 0.1 if kept[-1] < 19 else 0.0
+    ratio = selection_law(selector, *spread, 3)
+    assert np.isfinite(ratio).all()
+    np.testing.assert_allclose(
+        ratio[kept], selection_law(selector, draft, target, 3), rtol=0, atol=1e-14
+    )
+
+
+@on_selectors
+def test_masses_that_sums_do_not_see_cost_nothing(selector):
+    # beside 1 - 1e-17 = 1 the first and the last atom stand anywhere in the cumulated order
+    draft = np.array([1e-40, 0.3, 1e-18, 0.7, 1e-25, 1e-300])
+    target = np.array([0.0, 0.1, 5e-19, 0.6, 0.1, 0.2])
+    for n in (2, 8, 4096):
+        law = selection_law(selector, draft, target, n) * draft
+        clean = selection_law(selector, draft[[1, 3]], target[[1, 3]], n) * draft[[1, 3]]
+        np.testing.assert_allclose(law[[1, 3]], clean, rtol=0, atol=1e-14)
+
+
 # ---- ranks
 
 
-RANKED = {
+MASSES = {
     "few": (5, 1.0, 0.0),
     "peaked": (8, 0.05, 0.0),
     "many": (200, 0.5, 0.0),
@@ -128,46 +175,148 @@ RANKED = {
 }
 
 
+def assert_ranks_are_sound(ranks, num_drafts):
+    """Every atom's rank lies somewhere, ranks are uniform over all tokens, and `phi` is what they realise."""
+    every = torch.arange(ranks.mass.shape[1]).expand_as(ranks.mass)
+    laws = ranks.laws(every)
+    assert bool((laws >= 0).all())
+    torch.testing.assert_close(laws.sum(2), torch.ones_like(ranks.mass), rtol=0, atol=1e-15)
+    arriving = (ranks.mass[:, :, None] * laws).sum(1)
+    torch.testing.assert_close(arriving, ranks.mass, rtol=0, atol=1e-15)
+    home = mean_over(ranks.start, ranks.mass, num_drafts[:, None])
+    means = (laws * home[:, None]).sum(2)
+    torch.testing.assert_close(ranks.phi * ranks.mass, means * ranks.mass, rtol=0, atol=1e-15)
+    # capacity: nobody swaps more than it has
+    for atom in (ranks.raised, ranks.lowered):
+        given = torch.zeros_like(ranks.mass).scatter_add_(1, atom, ranks.swapped)
+        assert bool((given <= ranks.mass * (1 + 1e-15)).all())
+    assert bool((ranks.swapped >= 0).all())
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.7, 1.0], ids="w={}".format)
 @pytest.mark.parametrize("n", [2, 3, 8, 32], ids="n={}".format)
-@pytest.mark.parametrize(("size", "spread", "tiny"), RANKED.values(), ids=RANKED.keys())
+@pytest.mark.parametrize(("size", "spread", "tiny"), MASSES.values(), ids=MASSES.keys())
 @on_selectors
-def test_pieces_tile_the_interval_and_realise_the_law(selector, size, spread, tiny, n, weight):
+def test_ranks_are_uniform_and_realise_the_law(selector, size, spread, tiny, n, weight):
     draft, target = atoms(size, 3, spread, weight, tiny)
-    ratio = SELECTORS[selector](draft, target, n)
-    pieces = left_curtain(draft, ratio, n)
-    np.testing.assert_allclose(
-        [sum(length for _, length in each) for each in pieces], draft, rtol=1e-12, atol=1e-15
-    )
-    end = 0.0
-    for start, length in sorted(itertools.chain(*pieces)):
-        assert length > 0
-        assert start == pytest.approx(end, abs=1e-13)
-        end = start + length
-    assert end == pytest.approx(1, abs=1e-13)
-    realised = np.array([mean_ratio(each, n) for each in pieces])
+    ratio, mass = selection_law(selector, draft, target, n), torch.from_numpy(draft)[None]
+    ranks = exchange(mass, torch.from_numpy(ratio)[None], torch.tensor([n]))
+    assert_ranks_are_sound(ranks, torch.tensor([n]))
+    realised = ranks.phi[0].numpy()
     np.testing.assert_allclose(realised * draft, ratio * draft, rtol=0, atol=2e-14)
+    falls = np.minimum(np.diff(realised), 0) * np.minimum(draft[1:], draft[:-1])
+    np.testing.assert_allclose(falls, 0, rtol=0, atol=2e-14)
+
+
+HOSTILE_MASSES = st.sampled_from([0.0, 5e-324, 1e-300, 1e-200, 1e-17, 1e-16, 1e-12, 1e-6, 0.1, 1.0])
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    masses=st.lists(
+        st.tuples(HOSTILE_MASSES, st.floats(0, 1)) | st.tuples(st.floats(0, 1), HOSTILE_MASSES),
+        min_size=1,
+        max_size=12,
+    ),
+    num_drafts=st.sampled_from([1, 2, 3, 7, 100, 4096]),
+    weight=st.sampled_from([0.0, 1e-300, 0.3, 1.0]),
+    selector=st.sampled_from(["clip", "lex"]),
+)
+def test_ranks_of_hostile_masses_are_sound(masses, num_drafts, weight, selector):
+    draft, target = np.array(masses).T
+    assume(draft.sum() > 1e-3)
+    draft, target = draft / draft.sum(), weight * target / max(target.sum(), 1e-3)
+    with np.errstate(over="ignore"):
+        ratio = target / np.where(draft > 0, draft, np.inf)
+    order = np.argsort(ratio, kind="stable")
+    draft, target = draft[order], target[order]
+    ratio, count = selection_law(selector, draft, target, num_drafts), torch.tensor([num_drafts])
+    assert np.isfinite(ratio).all()
+    ranks = exchange(torch.from_numpy(draft)[None], torch.from_numpy(ratio)[None], count)
+    assert_ranks_are_sound(ranks, count)
+    # n D^(n-1) feels the rounding of D n times
+    realised = ranks.phi[0].numpy()
+    np.testing.assert_allclose(
+        realised * draft, ratio * draft, rtol=0, atol=1e-14 * max(1, num_drafts)
+    )
+
+
+def test_any_wanted_means_give_sound_ranks():
+    # not even a law: what cannot be swapped is left, and the realised means say so
+    generator = torch.Generator().manual_seed(0)
+    mass = torch.rand(50, 20, generator=generator, dtype=torch.float64) ** 8
+    mass = mass / mass.sum(1, keepdim=True)
+    count = torch.arange(50) % 7 + 1
+    for wanted in (torch.zeros_like(mass), 5 * torch.rand_like(mass), mass.flip(1)):
+        assert_ranks_are_sound(exchange(mass, wanted, count), count)
 
 
 def test_means_of_rare_tokens_do_not_cancel():
     # (b^n - a^n) / (b - a) in floating point would be 0 here
-    assert mean_ratio([(0.5, 1e-20)], 4) == pytest.approx(4 * 0.5**3, rel=1e-14)
-    assert mean_ratio([(0.0, 1e-20), (1.0, 1e-20)], 3) == pytest.approx(1.5, rel=1e-14)
+    start, length = torch.tensor([[0.5, 0.0, 1.0, 0.0]]).double(), torch.tensor([[1e-20] * 4])
+    length = length.double().clone()
+    length[0, 3] = 1.0
+    means = mean_over(start, length, torch.tensor([[4]]))
+    assert means[0].tolist() == pytest.approx([4 * 0.5**3, 1e-60, 4.0, 1.0], rel=1e-14)
+    assert mean_over(start, length, torch.tensor([[1]]))[0].tolist() == [1.0] * 4
+    nothing = torch.zeros_like(start)
+    assert mean_over(start, nothing, torch.tensor([[3]]))[0].tolist() == [0.75, 0, 3, 0]
 
 
-def test_rank_walks_through_the_pieces():
-    law = mixture([(0.0, 0.25), (0.75, 0.25)], [(0.5, 0.1)], 0.2)
-    uniforms = [0.0, 0.2, 0.4 - 1e-12, 0.4, 0.8 - 1e-12, 0.8, 1 - 1e-12]
-    expected = [0.0, 0.125, 0.25, 0.75, 1.0, 0.5, 0.6]
-    assert [rank(law, uniform) for uniform in uniforms] == pytest.approx(expected, abs=1e-10)
+def by_hand():
+    """Two atoms of 1/2 and n = 2: home means 1/2 and 3/2, and both want 1: each spends half its time at the other's."""
+    mass = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    return exchange(mass, torch.ones_like(mass), torch.tensor([2]))
+
+
+def test_two_atoms_swap_half_of_their_ranks():
+    ranks = by_hand()
+    assert ranks.phi.tolist() == [[1.0, 1.0]]
+    assert ranks.laws(torch.tensor([[0, 1]])).tolist() == [[[0.5, 0.5], [0.5, 0.5]]]
+
+
+def test_one_number_chooses_the_interval_and_the_place():
+    uniforms = torch.tensor([[0.0, 0.25, 0.5 - 1e-12, 0.5, 0.75, 1 - 1e-12]], dtype=torch.float64)
+    # away first: the lower atom's ranks begin in the upper half, the upper one's in the lower half
+    for atom, expected in (
+        (0, [0.5, 0.75, 1.0, 0.0, 0.25, 0.5]),
+        (1, [0, 0.25, 0.5, 0.5, 0.75, 1]),
+    ):
+        atoms_of = torch.full((1, 6), atom)
+        found = by_hand().rank(atoms_of, uniforms)[0].tolist()
+        assert found == pytest.approx(expected, abs=1e-10)
+
+
+def test_drawn_ranks_have_their_law():
+    draft, target = atoms(9, 2, 0.5)
+    mass = torch.from_numpy(draft)[None]
+    ratio = torch.from_numpy(selection_law("lex", draft, target, 3))[None]
+    ranks = exchange(mass, ratio, torch.tensor([3]))
+    # the midpoints of a million equal parts in place of uniform numbers
+    uniform = (torch.arange(1_000_000, dtype=torch.float64)[None] + 0.5) * 1e-6
+    ends = ranks.start[0, 1:].contiguous()
+    for atom in range(9):
+        drawn = ranks.rank(torch.full((1, 1_000_000), atom), uniform)[0]
+        interval = torch.searchsorted(ends, drawn, right=True)
+        found = interval.bincount(minlength=9) * 1e-6
+        law = ranks.laws(torch.tensor([[atom]]))[0, 0]
+        torch.testing.assert_close(found.double(), law, rtol=0, atol=4e-6)
+        inside = (drawn - ranks.start[0, interval]) / mass[0, interval]
+        for each in law.gt(1e-4).nonzero().flatten().tolist():
+            part = inside[interval == each].sort().values
+            assert float((part - torch.linspace(0, 1, len(part))).abs().max()) < 0.02
 
 
 def test_win_probabilities_of_hand_made_ranks():
-    low, high, both = [(0.0, 0.5, 1.0)], [(0.5, 0.5, 1.0)], [(0.0, 1.0, 1.0)]
-    assert win_probabilities([both]) == pytest.approx([1.0], abs=1e-15)
-    assert win_probabilities([low, high]) == pytest.approx([0.0, 1.0], abs=1e-15)
-    assert win_probabilities([low, both]) == pytest.approx([0.25, 0.75], abs=1e-15)
-    assert win_probabilities([both] * 3) == pytest.approx([1 / 3] * 3, abs=1e-15)
+    low, high, both = torch.eye(2).double()[0], torch.eye(2).double()[1], torch.full((2,), 0.5)
+
+    def winning(*laws):
+        return win_probabilities(torch.stack([law.double() for law in laws]))
+
+    assert winning(both) == pytest.approx([1.0], abs=1e-15)
+    assert winning(low, high) == pytest.approx([0.0, 1.0], abs=1e-15)
+    assert winning(low, both) == pytest.approx([0.25, 0.75], abs=1e-15)
+    assert winning(both, both, both) == pytest.approx([1 / 3] * 3, abs=1e-15)
 
 
 # ---- the grid
@@ -612,12 +761,38 @@ def test_rows_of_a_batch_are_planned_as_if_alone(num_bins):
         )
         torch.testing.assert_close(law[one], alone.law(), rtol=0, atol=1e-15)
         some = plan.only(torch.tensor([row]))
-        assert int(count[row]) == 1 or some.rank_laws(tokens) == alone.rank_laws(tokens)
+        assert int(count[row]) == 1 or torch.equal(some.rank_laws(tokens), alone.rank_laws(tokens))
         assert float(plan.probs_of(torch.full((12,), 3))[row]) == pytest.approx(
             float(law[row, 3]), abs=1e-15
         )
         if int(count[row]) == 1:
             assert torch.equal(law[row], draft[row])
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a host would wait for on a GPU: single numbers, and shapes that depend on values."""
+
+    OPERATIONS = ("_local_scalar_dense", "nonzero", "bincount", "masked_select", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += any(name in str(function) for name in self.OPERATIONS)
+        return function(*args, **(kwargs or {}))
+
+
+@on_selectors
+def test_a_grid_is_planned_and_selected_from_without_waiting(selector):
+    target, draft = random_laws(5, 40, 1), random_laws(5, 40, 2)
+    candidates = torch.randint(40, (5, 3))
+    with Waits() as waits:
+        plan = plan_selection(target, draft, torch.tensor([1, 2, 3, 3, 3]), selector=selector)
+        plan.select(candidates, candidates >= 0, Half(), 0)
+        plan.residual(), plan.probs_of(candidates[:, 0])
+    # whether any row has a choice, which is asked on a CPU only
+    assert waits.count == 1
 
 
 def test_float32_rows_accept_as_often_as_float64():

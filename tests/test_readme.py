@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
 import torch
 from tiny_models import tiny_model
 
+import warpdraft
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_snippets_run_in_order(capsys):
-    assert len(SNIPPETS) == 3
+def test_the_snippets_run_in_order(capsys, monkeypatch):
+    # the default compiler needs one for C++
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    assert len(SNIPPETS) == 5
     names = {
-        "model": tiny_model(seed=1),
+        "model": tiny_model(seed=1, layers=8),
         "draft_model": tiny_model(seed=2, layers=1),
         "inputs": {"input_ids": torch.tensor([[1, 5, 9]])},
         "logits": torch.randn(2, 64, generator=torch.Generator().manual_seed(0)),
@@ -26,7 +31,12 @@ def test_the_snippets_run_in_order(capsys):
     assert 1 <= efficiency <= 9
     assert 0 <= acceptance <= 1
     assert (names["masked"] > -torch.inf).any(dim=1).all()
+    assert names["tokens"].tolist() == sample_tokens(names["logits"], names["rules"])
     assert names["drawn"].token_ids.shape == names["drawn"].kept_mass.shape == (2,)
+
+
+def sample_tokens(logits, rules):
+    return warpdraft.sample(logits, rules, seed=7).token_ids.tolist()
 
 
 def test_every_command_and_option_that_it_names_exists():

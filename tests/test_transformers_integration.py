@@ -599,7 +599,7 @@ REFUSED = {
     "dola_layers": "low",
     "use_mtp": True,
     "use_cache": False,
-    "cache_implementation": "static",
+    "cache_implementation": "offloaded",
     "cache_config": {"backend": "quanto"},
     "prefill_chunk_size": 4,
     "guidance_scale": 2.0,
@@ -763,7 +763,9 @@ def test_bad_options_fail_when_the_object_is_built(draft, options, error):
 
 @pytest.mark.parametrize("draft_model", [None, "gpt2"])
 def test_a_draft_must_be_a_model(draft_model):
-    with pytest.raises(TypeError, match=f"causal language model, got {draft_model!r}"):
+    with pytest.raises(
+        TypeError, match=f"causal language model or a draft source, got {draft_model!r}"
+    ):
         SpeculativeDecoding(draft_model)
 
 
@@ -840,14 +842,14 @@ def fresh_module():
 def test_an_old_transformers_is_named(monkeypatch):
     # what an import statement finds, which need not be the object that earlier imports bound
     found = sys.modules["transformers"]
-    monkeypatch.setattr(found, "__version__", "5.15.2")
-    with pytest.raises(ImportError, match=r"5\.16 or newer, found 5\.15\.2"):
+    monkeypatch.setattr(found, "__version__", "5.16.1")
+    with pytest.raises(ImportError, match=r"5\.17 or newer, found 5\.16\.1"):
         fresh_module()
-    monkeypatch.setattr(found, "__version__", "5.16.0.dev0")
+    monkeypatch.setattr(found, "__version__", "5.17.0.dev0")
     assert fresh_module().generate is not None
 
 
 def test_a_missing_transformers_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"pip install 'transformers>=5\.16'"):
+    with pytest.raises(ImportError, match=r"pip install 'transformers>=5\.17'"):
         fresh_module()

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from own_process import run_tests
 
 from warpdraft import MinP, TopH, sample, truncate
+from warpdraft.backend import _is_served, takes_triton
 
 
 @pytest.mark.timeout(600)
 def test_the_kernels_agree_with_the_reference_in_the_interpreter():
-    # a process of its own, because Triton decides at its import whether it interprets
-    file = Path(__file__).with_name("interpreted_truncation.py")
-    command = [sys.executable, "-m", "pytest", str(file), "-n", "0", "-q", "-p", "no:cacheprovider"]
-    run = subprocess.run(
-        command,
-        cwd=file.parent.parent,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    run_tests("interpreted_truncation.py", interpret=True)
 
 
 @pytest.mark.parametrize("function", [truncate, sample])
@@ -42,6 +29,51 @@ def test_triton_is_refused_where_it_is_not_installed(monkeypatch):
     with pytest.raises(ValueError, match="Triton is not installed"):
         truncate(torch.zeros(2, 5), [MinP(0.1)], backend="triton")
     truncate(torch.zeros(2, 5), [MinP(0.1)], backend="auto")
+
+
+def on_device(name, dtype=torch.float32, vocab=5):
+    """What the dispatch reads of logits on a device that need not be there."""
+    return SimpleNamespace(device=torch.device(name), dtype=dtype, shape=(2, vocab))
+
+
+@pytest.mark.parametrize(
+    ("logits", "rules", "taken"),
+    [
+        (on_device("cuda:0"), [MinP(0.1), TopH(0.4)], True),
+        (on_device("cuda:0", torch.bfloat16), [], True),
+        (on_device("cuda:0", torch.float64), [], False),
+        (on_device("cuda:0", vocab=(1 << 24) + 1), [], False),
+        (on_device("cuda:0"), [TopH(0.4, variant="transformers", min_tokens_to_keep=101)], False),
+        (on_device("cuda:0"), [TopH(0.4)] * 13, False),
+        (on_device("cpu"), [MinP(0.1)], False),
+        (on_device("mps"), [MinP(0.1)], False),
+        (on_device("meta"), [MinP(0.1)], False),
+    ],
+    ids=["chain", "half", "double", "vocab", "tokens", "operations", "cpu", "mps", "meta"],
+)
+@pytest.mark.parametrize("interpreter", ["0", "1"])
+def test_auto_takes_the_kernels_for_what_they_can_run_on_a_gpu(
+    logits, rules, taken, interpreter, monkeypatch
+):
+    monkeypatch.setenv("TRITON_INTERPRET", interpreter)
+    monkeypatch.setattr("warpdraft.backend._is_served", lambda device: True)
+    assert takes_triton("auto", logits, rules) is taken
+    assert takes_triton("torch", logits, rules) is False
+    assert takes_triton("auto", logits, rules, refusal="not that one") is False
+    with pytest.raises(ValueError, match="cannot run this call: not that one"):
+        takes_triton("triton", on_device("cuda:0"), [], refusal="not that one")
+
+
+@pytest.mark.parametrize(
+    ("hip", "capability", "served"),
+    [(None, (8, 0), True), (None, (9, 0), True), (None, (7, 5), False), ("7.0", (9, 4), True)],
+    ids=["sm_80", "sm_90", "sm_75", "rocm"],
+)
+def test_auto_leaves_old_gpus_to_plain_torch(hip, capability, served, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr("warpdraft.backend._is_served", _is_served.__wrapped__)
+    assert takes_triton("auto", on_device("cuda:0"), [MinP(0.1)]) is served
 
 
 LOGITS = torch.zeros(3, 40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from own_process import run_tests
 from reference import VOCABS, assert_right_on
 
 from warpdraft import MinP, Typical, truncate
@@ -43,3 +44,8 @@ def test_tokens_without_mass_keep_their_distances():
 def test_only_whole_groups():
     with pytest.raises(ValueError, match="ties='all'"):
         Typical(0.9, ties="lowest_id")
+
+
+@pytest.mark.timeout(600)
+def test_the_kernels_agree_with_the_reference_in_the_interpreter():
+    run_tests("interpreted_typical.py", interpret=True)

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from enumeration import (
@@ -20,7 +19,6 @@ from enumeration import (
 from path_enumeration import path_law
 from test_k_seq import NODES
 
-import warpdraft.kernels.optimal as optimal_kernel
 import warpdraft.verifiers.k_seq as k_seq
 from warpdraft.kernels.k_seq import k_seq_plan
 from warpdraft.kernels.noise import Noise
@@ -50,20 +48,6 @@ on_verifiers_of_iid_drafts = pytest.mark.parametrize(
     [rule for rule in NODE_VERIFIERS.values() if rule.drafts == "iid" and rule.num_top(3) == 0],
     ids=lambda rule: rule.name,
 )
-
-
-@pytest.fixture(autouse=True)
-def solved_once(monkeypatch):
-    """Enumerations meet few different nodes: each selection is solved once."""
-    solve, solved = optimal_kernel._solve, {}
-
-    def solve_once(*arguments):
-        key = tuple(each.tobytes() if isinstance(each, np.ndarray) else each for each in arguments)
-        if key not in solved:
-            solved[key] = solve(*arguments)
-        return solved[key]
-
-    monkeypatch.setattr(optimal_kernel, "_solve", solve_once)
 
 
 def rollover(paths):

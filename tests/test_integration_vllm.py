@@ -1,0 +1,212 @@
+"""The contract with vLLM, without vLLM: both of its interfaces, copied by signature only.
+
+`tests/engines/vllm.sh` runs the real engine.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import subprocess
+import sys
+import types
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from warpdraft import MinP, TopH, TopK, truncate
+
+VOCAB = 50
+
+
+class MoveDirectionality(enum.Enum):
+    UNIDIRECTIONAL = enum.auto()
+    SWAP = enum.auto()
+
+
+class V1LogitsProcessor(ABC):
+    @classmethod
+    def validate_params(cls, sampling_params):
+        return None
+
+    @abstractmethod
+    def __init__(self, vllm_config, device, is_pin_memory): ...
+
+    @abstractmethod
+    def apply(self, logits): ...
+
+    @abstractmethod
+    def is_argmax_invariant(self): ...
+
+    @abstractmethod
+    def update_state(self, batch_update): ...
+
+
+class V2LogitsProcessor(ABC):
+    def __init__(self, vllm_config, req_states):
+        return None
+
+    @classmethod
+    def validate_params(cls, sampling_params):
+        return None
+
+    def add_request(self, req_idx, sampling_params):
+        return True
+
+    def apply_staged_writes(self):
+        return None
+
+    @abstractmethod
+    def apply(self, logits, ctx): ...
+
+
+@dataclass(frozen=True)
+class BatchUpdate:
+    batch_size: int = 8
+    removed: list = field(default_factory=list)
+    added: list = field(default_factory=list)
+    moved: list = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RequestState:
+    device: torch.device
+    max_num_reqs: int = 8
+    vocab_size: int = VOCAB
+
+
+@dataclass(frozen=True)
+class LogitsContext:
+    expanded_idx_mapping: torch.Tensor
+    idx_mapping_np: np.ndarray
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    temperature: float = 1.0
+    extra_args: dict | None = None
+
+
+INTERFACES = {
+    "vllm.v1.sample.logits_processor": {
+        "LogitsProcessor": V1LogitsProcessor,
+        "MoveDirectionality": MoveDirectionality,
+    },
+    "vllm.v1.worker.gpu.sample.logits_processor": {"LogitsProcessor": V2LogitsProcessor},
+}
+
+
+def install(monkeypatch, interfaces):
+    """Modules of these names and contents, in the place of vLLM."""
+    monkeypatch.delitem(sys.modules, "warpdraft.integrations.vllm", raising=False)
+    for name, contents in interfaces.items():
+        parts = name.split(".")
+        for length in range(1, len(parts) + 1):
+            package = ".".join(parts[:length])
+            if package not in sys.modules:
+                module = types.ModuleType(package)
+                module.__path__ = []
+                monkeypatch.setitem(sys.modules, package, module)
+        sys.modules[name].__dict__.update(contents)
+
+
+@pytest.fixture
+def processor_class(monkeypatch):
+    install(monkeypatch, INTERFACES)
+    yield importlib.import_module("warpdraft.integrations.vllm").Truncation
+    sys.modules.pop("warpdraft.integrations.vllm")
+
+
+def random_logits(rows):
+    return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(rows)) * 3
+
+
+def test_one_class_serves_both_runners(processor_class):
+    assert issubclass(processor_class, V1LogitsProcessor)
+    assert issubclass(processor_class, V2LogitsProcessor)
+    assert processor_class.apply_staged_writes is V2LogitsProcessor.apply_staged_writes
+    assert processor_class(None, torch.device("cpu"), False).is_argmax_invariant()
+
+
+def test_v1_follows_the_rows_and_sees_tempered_logits(processor_class):
+    processor = processor_class(None, torch.device("cpu"), False)
+    processor.update_state(None)
+    top_h = SamplingParams(1.5, {"top_h": 0.4})
+    min_p = SamplingParams(0.7, {"min_p": 0.2})
+    greedy = SamplingParams(0.0, {"top_h": 0.4})
+    added = [(row, params, [], []) for row, params in enumerate([top_h, min_p, greedy])]
+    processor.update_state(BatchUpdate(added=[*added, (3, SamplingParams(), None, [])]))
+
+    logits = random_logits(4)
+    expected = logits.clone()
+    expected[0] = truncate(logits[:1], TopH(0.4))[0]
+    expected[1] = truncate(logits[1:2], MinP(0.2))[0]
+    assert torch.equal(processor.apply(logits.clone()), expected)
+
+    # row 0 goes, row 1 moves into it, then changes places with row 2, which a new request has taken
+    moved = [(1, 0, MoveDirectionality.UNIDIRECTIONAL), (0, 2, MoveDirectionality.SWAP)]
+    top_k = SamplingParams(1.0, {"top_k": 3})
+    processor.update_state(BatchUpdate(removed=[0], added=[(2, top_k, None, [])], moved=moved))
+    expected = logits.clone()
+    expected[0] = truncate(logits[:1], TopK(3))[0]
+    expected[2] = truncate(logits[2:3], MinP(0.2))[0]
+    assert torch.equal(processor.apply(logits.clone()), expected)
+
+
+def test_v2_keeps_slots_and_sees_untempered_logits(processor_class):
+    processor = processor_class(None, RequestState(torch.device("cpu")))
+    assert processor.add_request(5, SamplingParams(1.5, {"top_h": 0.4}))
+    assert processor.add_request(2, SamplingParams(0.7, {"min_p": 0.2}))
+    assert not processor.add_request(3, SamplingParams(0.0, {"min_p": 0.2}))
+    assert not processor.add_request(4, SamplingParams())
+    processor.apply_staged_writes()
+
+    logits = random_logits(4)
+    slots = np.array([4, 2, 3, 5], dtype=np.int32)
+    expected = logits.clone()
+    expected[1] = truncate(logits[1:2], MinP(0.2), temperature=0.7)[0]
+    expected[3] = truncate(logits[3:], TopH(0.4), temperature=1.5)[0]
+    context = LogitsContext(torch.from_numpy(slots), slots)
+    assert torch.equal(processor.apply(logits.clone(), context), expected)
+
+    # with drafted tokens slot 2 has three rows; the next occupant of slot 5 has no rules
+    assert not processor.add_request(5, SamplingParams(1.5, {}))
+    context = LogitsContext(torch.tensor([2, 2, 2, 5], dtype=torch.int32), np.array([2, 5]))
+    expected = logits.clone()
+    expected[:3] = truncate(logits[:3], MinP(0.2), temperature=0.7)
+    assert torch.equal(processor.apply(logits.clone(), context), expected)
+
+
+def test_bad_parameters_are_refused_before_the_engine_sees_them(processor_class):
+    for good in (None, {}, {"top_h": 0.4}, {"of_another_plugin": "x"}):
+        processor_class.validate_params(SamplingParams(extra_args=good))
+    with pytest.raises(ValueError, match=r"top_h: alpha must be in \(0, inf\], got -1"):
+        processor_class.validate_params(SamplingParams(extra_args={"top_h": -1}))
+
+
+@pytest.mark.parametrize("missing", INTERFACES)
+def test_a_missing_or_old_engine_gets_one_line(monkeypatch, missing):
+    install(monkeypatch, INTERFACES)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=r"needs vLLM 0\.32 or newer") as caught:
+        importlib.import_module("warpdraft.integrations.vllm")
+    assert "pip install 'vllm>=0.32'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_importing_warpdraft_imports_no_engine():
+    code = (
+        "import sys, warpdraft, warpdraft.per_request, warpdraft.request_parameters;"
+        "sys.exit(any(name.split('.')[0] == 'vllm' for name in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_no_entry_point_loads_us_into_every_server():
+    from importlib.metadata import entry_points
+
+    ours = [entry.value for entry in entry_points(group="vllm.logits_processors")]
+    assert not [value for value in ours if value.startswith("warpdraft")]
