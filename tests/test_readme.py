@@ -18,7 +18,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 def test_the_snippets_run_in_order(capsys, monkeypatch):
     # the default compiler needs one for C++
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    assert len(SNIPPETS) == 5
+    assert len(SNIPPETS) == 6
     names = {
         "model": tiny_model(seed=1, layers=8),
         "draft_model": tiny_model(seed=2, layers=1),
