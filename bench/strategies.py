@@ -76,6 +76,7 @@ class Speculation:
     structure: Structure = "paths"
     node_budget: int | None = None
     layout: Layout = "auto"
+    compiled: bool = False
 
     def __str__(self) -> str:
         return f"{self.label}, {self.num_drafts} x {self.draft_length}"
@@ -89,6 +90,7 @@ class Speculation:
             None if self.structure == "paths" else self.structure,
             None if self.node_budget is None else f"{self.node_budget} nodes",
             None if self.layout == "auto" else f"laid out as {self.layout}",
+            "compiled" if self.compiled else None,
         ]
         return " ".join([self.verifier, *filter(None, options)])
 
@@ -112,8 +114,10 @@ class Speculation:
         """ValueError where the options do not fit each other."""
         from warpdraft.loop import LoopOptions
 
-        verifier = self.make_verifier()
-        LoopOptions(max_length=0, pad_token_id=0, verifier=verifier, **self.loop_arguments())
+        options = {"verifier": self.make_verifier(), **self.loop_arguments()}
+        if self.compiled:
+            options["cache_implementation"] = "static"
+        LoopOptions(max_length=0, pad_token_id=0, **options)
         if self.verifier == "block" and self.num_drafts > 1:
             raise ValueError(f'verifier "block" takes one draft path, got {self.num_drafts}')
 
@@ -194,6 +198,7 @@ def run_warpdraft(
         rules=sampling.rules,
         **speculation.loop_arguments(),
         verifier=verifier or speculation.make_verifier(),
+        compile=speculation.compiled,
         seed=sampling.seed,
         streamer=streamer,
         return_dict_in_generate=True,

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from .prompt_lookup import PromptLookup
     from .rules import Epsilon, Eta, MinP, PLess, TopA, TopH, TopK, TopNSigma, TopP, Typical
     from .sampling import check, sample
+    from .temperature_rules import (
+        DynamicTemperature,
+        EntropyDependentTemperature,
+        HapoTemperature,
+    )
     from .truncation import truncate
     from .verification import verify_block
     from .warm_up import warmup
@@ -28,9 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdaptiveShape",
+    "DynamicTemperature",
+    "EntropyDependentTemperature",
     "Epsilon",
     "Eta",
     "FirstLayers",
+    "HapoTemperature",
     "MinP",
     "PLess",
     "PromptLookup",
@@ -58,7 +66,10 @@ except metadata.PackageNotFoundError:  # the source folders on sys.path, not ins
 # names are imported on first use: `warpdraft --help` must not wait for torch
 _HOMES = {
     "AdaptiveShape": "adaptive_shape",
+    "DynamicTemperature": "temperature_rules",
+    "EntropyDependentTemperature": "temperature_rules",
     "FirstLayers": "first_layers",
+    "HapoTemperature": "temperature_rules",
     "PromptLookup": "prompt_lookup",
     "WithoutAdapter": "without_adapter",
     "check": "sampling",

@@ -34,11 +34,15 @@ class AdaptiveShape:
     Attributes:
         draft_lengths: values of L to choose from.
         num_drafts: values of K to choose from; None for the one that the run is given.
-        draft_cost: time of one draft step, in target calls of one token; None times the first blocks, which makes the
-            tokens of a seed depend on the clock (their law does not).
+        draft_cost: time of one draft step, in target calls of one token, at least 0; None times the first blocks, which
+            makes the tokens of a seed depend on the clock (their law does not).
         node_cost: what every drafted token of every path adds to a block, likewise.
         memory: in (0, 1], the weight of the last block but one beside the last: old outcomes fade.
-        explore_every: so often a block of the largest L goes to the K that has waited longest.
+        explore_every: so often a block of the largest L goes to the K that has waited longest, at least 1.
+
+    Raises:
+        ValueError: no L in [1, 255] or no K in [1, 4096] to choose from, one of the two costs without the other, or a
+            number outside its range.
     """
 
     draft_lengths: Sequence[int] = (1, 2, 3, 4, 6, 8)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import torch
 from torch import Tensor
 
-from .rules import Parameter, Range, Rule, check_parameter, rows_of
+from .rules import Range, Rule, check_parameter, rows_of, values_of
 
 TEMPERATURES = Range(0.0, torch.finfo(torch.float64).max)
 # tokens in a word of a bitmask
@@ -78,11 +81,8 @@ def validity(
 ) -> Tensor | None:
     """Which rows have all parameters in range, bool `[rows]`; None where numbers were checked."""
     check_parameter("temperature", temperature, TEMPERATURES)
-    named: list[tuple[str, Range, Parameter]] = [("temperature", TEMPERATURES, temperature)]
-    named += [(str(rule.parameter), rule.range, rule.value) for rule in rules]
-    valid = None
-    for name, accepted, value in named:
-        if isinstance(value, Tensor):
-            holds = accepted.holds_tensor(rows_of(name, value, rows, device))
-            valid = holds if valid is None else valid & holds
-    return valid
+    held = []
+    if isinstance(temperature, Tensor):
+        held.append(TEMPERATURES.holds_tensor(rows_of("temperature", temperature, rows, device)))
+    held += [rule.validity(values_of(rule, rows, device)) for rule in rules if rule.has_tensors]
+    return functools.reduce(operator.and_, held) if held else None

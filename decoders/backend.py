@@ -23,6 +23,7 @@ from .rules import (
     TopK,
     TopNSigma,
     TopP,
+    TruncationRule,
     Typical,
 )
 
@@ -36,6 +37,7 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KERNEL_VOCAB = 1 << 24
 # operations of five bits in an int64; transformers' top-H is two
 KERNEL_OPERATIONS = 12
+KERNEL_RULES = (MinP, TopNSigma, Epsilon, Eta, TopA, PLess, TopK, TopP, TopH, Typical)
 
 
 def takes_triton(
@@ -65,7 +67,7 @@ def takes_triton(
 
 
 def operations_of(rules: Sequence[Rule]) -> tuple[Operation, ...]:
-    """The rules as the kernels' program."""
+    """Truncation rules as the kernels' program."""
     # imports Triton, so only when a kernel is launched
     from warpdraft.kernels import prefix_search_triton as search
     from warpdraft.kernels.truncation_triton import Operation
@@ -84,6 +86,7 @@ def operations_of(rules: Sequence[Rule]) -> tuple[Operation, ...]:
     }
     program = []
     for rule in rules:
+        assert isinstance(rule, TruncationRule)
         code, keep = codes[type(rule)].value, rule.min_tokens_to_keep
         if isinstance(rule, PLess) and rule.normalized:
             code = search.P_LESS_NORMALIZED.value
@@ -119,6 +122,11 @@ def _why_not(logits: Tensor, rules: Sequence[Rule]) -> str | None:
         return f"the vocabulary has {logits.shape[-1]} tokens, the kernels take {KERNEL_VOCAB}"
     steps = 0
     for rule in rules:
+        if not isinstance(rule, TruncationRule):
+            # between two launches
+            continue
+        if type(rule) not in KERNEL_RULES:
+            return f"{type(rule).__name__} is none of the rules that the kernels know"
         has_head = isinstance(rule, TopH) and rule.variant == "transformers"
         steps += 2 if has_head else 1
         if has_head and rule.min_tokens_to_keep > TRANSFORMERS_HEAD:

@@ -243,6 +243,21 @@ def readable(token_ids: Tensor, vocabulary: int) -> Tensor:
     return torch.where(token_ids < vocabulary, token_ids, 0)
 
 
+def fit_width(logits: Tensor, vocabulary: int) -> Tensor:
+    """Bring logits `[rows, width]` to the target's vocabulary: two padded widths of one tokenizer.
+
+    Tokens that the draft does not have get no draft probability, tokens that the target does not have are left out;
+    the law that is sampled is the law that is verified, so nothing is lost.
+    """
+    width = logits.shape[1]
+    if width == vocabulary:
+        return logits
+    if width > vocabulary:
+        return logits[:, :vocabulary]
+    missing = logits.new_full((len(logits), vocabulary - width), float("-inf"))
+    return torch.cat([logits, missing], dim=1)
+
+
 def gather_slots(states: Tensor, slots: Tensor) -> Tensor:
     """The states of `slots` `[rows, width]`: `[rows, heads, width, size]`."""
     slots = slots.to(states.device)

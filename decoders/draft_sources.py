@@ -78,7 +78,11 @@ class TextSource(DraftSource, ABC):
         """
 
     def check_drafts(self, verifier: Verifier, num_drafts: int, structure: Structure) -> None:
-        """Several continuations are no draws from one law."""
+        """Several continuations are no draws from one law.
+
+        Raises:
+            ValueError: a rollover tree; several continuations for a verifier that reads the draft's law.
+        """
         if structure != "paths":
             raise ValueError(f'{self} drafts structure="paths", got {structure!r}')
         if num_drafts > 1 and verifier.drafts != "beam":

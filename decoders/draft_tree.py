@@ -186,6 +186,24 @@ class SeparatePaths(DraftTree):
     column that is not filled.
     """
 
+    @classmethod
+    def of(cls, token_ids: Tensor) -> SeparatePaths:
+        """The whole tree of the paths' tokens `[batch, K, L]` int64, none of which ends early."""
+        batch, paths, length = token_ids.shape
+        tree = cls(batch, token_ids.device)
+        path = torch.arange(paths, device=token_ids.device)
+        tree.token_ids = token_ids
+        tree.drawn = torch.ones_like(token_ids, dtype=torch.bool)
+        below = path[:, None].expand(-1, length)
+        tree.column = torch.cat([torch.zeros_like(path)[:, None], below], 1).expand(batch, -1, -1)
+        tree.source = path.expand(batch, -1)
+        tree._text = torch.arange(batch, device=token_ids.device).repeat_interleave(paths)
+        tree.levels = [
+            Level(token_ids[:, :, depth], tree.source, tree.source, tree.drawn[:, :, depth])
+            for depth in range(length)
+        ]
+        return tree
+
     def grow(self, draws: Draws) -> Level:
         """See `DraftTree`; the paths begin at the first level, and none branches off later."""
         batch, paths = draws.token_ids.shape

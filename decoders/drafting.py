@@ -9,6 +9,7 @@ from torch import Tensor
 
 from warpdraft.kernels.noise import Noise
 
+from .cached_model import fit_width
 from .draft_tree import DraftTree, Tips
 from .laws import Law, LawPipeline
 from .layouts import Branches
@@ -24,10 +25,12 @@ class DraftPaths:
     Attributes:
         tree: the drafted tokens.
         laws: of the levels that drew.
+        status: `[batch]` int8, not 0 where a law that a token could follow does not exist; None where all do.
     """
 
     tree: DraftTree
     laws: list[LevelLaws]
+    status: Tensor | None = None
 
     def law(self, rows: Tensor, path: Tensor, depth: int) -> Law:
         """The draft law `[len(rows), vocab]` after `depth` tokens of each row's path."""
@@ -63,27 +66,15 @@ def draft_paths(
     tree = branches.new_tree()
     logits = ranks.tensor(branches.root(texts.last_tokens(unread)))
     laws: list[LevelLaws] = []
+    status = torch.zeros_like(texts.lengths, dtype=torch.int8)
     for depth in range(length):
-        laws.append(_level_laws(tree.tips(), logits, texts, vocabulary, pipeline))
+        tips = tree.tips()
+        laws.append(_level_laws(tips, logits, texts, vocabulary, pipeline))
+        status.scatter_reduce_(0, tips.text, laws[-1].law.status, "amax")
         level = tree.grow(drafter.draws(tree, laws[-1], noise))
         if depth + 1 < length:
             logits = ranks.tensor(branches.extend(tree, level))
-    return DraftPaths(tree, laws)
-
-
-def fit_width(logits: Tensor, vocabulary: int) -> Tensor:
-    """Bring logits `[rows, width]` to the target's vocabulary: two padded widths of one tokenizer.
-
-    Tokens that the draft does not have get no draft probability, tokens that the target does not have are left out;
-    the law that is sampled is the law that is verified, so nothing is lost.
-    """
-    width = logits.shape[1]
-    if width == vocabulary:
-        return logits
-    if width > vocabulary:
-        return logits[:, :vocabulary]
-    missing = logits.new_full((len(logits), vocabulary - width), float("-inf"))
-    return torch.cat([logits, missing], dim=1)
+    return DraftPaths(tree, laws, status)
 
 
 def _level_laws(
@@ -94,14 +85,4 @@ def _level_laws(
     if len(tips.text) < len(rows):
         rows = rows[(tips.row >= 0).flatten()]
     law = pipeline.after(texts, tips.text, tips.drafted, fit_width(rows, vocabulary))
-    _check(law, tips.text)
     return LevelLaws(law, tips.row)
-
-
-def _check(law: Law, text: Tensor) -> None:
-    bad = law.status.nonzero().squeeze(1)
-    if len(bad) > 0:
-        raise ValueError(
-            f"the draft model's logits hold NaN, +inf or nothing finite after the processors "
-            f"(row {int(text[bad[0]])})"
-        )

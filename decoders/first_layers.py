@@ -8,12 +8,12 @@ models keep caches of their own.
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .draft_sources import ModelSource
+from .model_views import kept_view, view_of
 from .tree_mask import model_inside
 
 if TYPE_CHECKING:
@@ -31,10 +31,6 @@ _PLACES = {
     "gpt2": ("transformer", "h", "attn"),
 }
 
-_views: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[int, ...], PreTrainedModel]] = (
-    weakref.WeakKeyDictionary()
-)
-
 
 @dataclass(frozen=True, slots=True)
 class FirstLayers(ModelSource):
@@ -42,6 +38,11 @@ class FirstLayers(ModelSource):
 
     Attributes:
         layers: an int, so many of the first layers; or the numbers of those to keep, ascending, from 0.
+
+    Raises:
+        TypeError: `layers` is neither.
+        ValueError: no layer, or numbers that do not ascend; when used, a layer that the target does not have, or an
+            architecture whose layers cannot draft.
     """
 
     layers: int | Sequence[int]
@@ -58,12 +59,7 @@ class FirstLayers(ModelSource):
     def model_for(self, target: PreTrainedModel) -> PreTrainedModel:
         """See `ModelSource`; the same view as long as the target's weights are: what was compiled for it is kept."""
         kept = self._kept(target)
-        view = with_layers(target, kept)
-        views = _views.setdefault(target, {})
-        known = views.get(tuple(kept))
-        if known is None or _parts(known) != _parts(view):
-            views[tuple(kept)] = view
-        return views[tuple(kept)]
+        return kept_view(target, tuple(kept), with_layers(target, kept))
 
     def _kept(self, target: PreTrainedModel) -> list[int]:
         kept = list(range(self.layers)) if isinstance(self.layers, int) else list(self.layers)
@@ -112,12 +108,6 @@ def with_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     return view
 
 
-def _parts(view: PreTrainedModel) -> list[Any]:
-    """What a view is made of: its weights, by identity, and its configuration."""
-    weights = [*view.parameters(), *view.buffers()]
-    return [*map(id, weights), view.config.to_dict()]
-
-
 def _renumbered(layer: Module, number: int, attention_name: str) -> Module:
     """A view of a layer that keeps its states at another place of the cache."""
     attention = getattr(layer, attention_name)
@@ -132,15 +122,3 @@ def _renumbered(layer: Module, number: int, attention_name: str) -> Module:
         if hasattr(module, "layer_idx"):
             module.layer_idx = number
     return layer
-
-
-def view_of(module: Module) -> Any:
-    """A module with the same contents, whose tables of contents can be changed without touching the other's."""
-    view = copy.copy(module)
-    # a forward that accelerate put in place would run the old module's contents
-    for name in ("forward", "_old_forward", "_hf_hook"):
-        view.__dict__.pop(name, None)
-    for name, value in vars(view).items():
-        if isinstance(value, dict):
-            view.__dict__[name] = value.copy()
-    return view

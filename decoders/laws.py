@@ -193,9 +193,9 @@ def _law_of_batch(call: Call, *, with_scores: bool) -> Law:
 def _scores(call: Call) -> Tensor:
     """Tempered logits `[rows, vocab]`, -inf outside the support."""
     on_cpu = call.logits.device.type == "cpu"
-    support = (call.resolve_rows() if on_cpu else call.resolve_batch()).support
+    resolved = call.resolve_rows() if on_cpu else call.resolve_batch()
     wide = call.logits.to(compute_dtype(call.logits.dtype))
-    return mask(wide, support) / _scale(call.temperature, wide.dtype)[:, None]
+    return mask(wide, resolved.support) / _scale(resolved.temperature, wide.dtype)[:, None]
 
 
 def _scale(temperature: Tensor, dtype: torch.dtype) -> Tensor:
@@ -213,9 +213,7 @@ def _law_of_rows(call: Call) -> Law:
     dense: Tensor | None = None
     few: dict[int, _FewTokens] = {}
     status = []
-    for number, (row, temperature) in enumerate(
-        zip(call.rows(), call.temperature.tolist(), strict=True)
-    ):
+    for number, (row, temperature) in enumerate(call.rows()):
         status.append(row.status)
         narrowed = bool(call.rules) or temperature == 0
         tokens = _few_tokens(row, temperature) if narrowed or row.status != OK else None
@@ -301,7 +299,9 @@ class LawPipeline:
         if greedy:
             # truncation never moves the argmax that greedy decoding takes, and plain generate does not truncate there
             rules = ()
-        self._processors = processors
+        self._processors = None if processors is None or processors.is_empty else processors
+        # as transformers hands logits to processors
+        self._in_float32 = processors is not None
         self._greedy = greedy
         found = processors.rules if processors is not None and not greedy else ()
         named = processors.names if processors is not None else ()
@@ -317,6 +317,8 @@ class LawPipeline:
         if self._processors is not None:
             assert prefixes is not None
             logits = self._processors(logits, prefixes)
+        elif self._in_float32:
+            logits = logits.to(torch.float32)
         # plain greedy decoding hands out the scores that it takes the argmax of
         law = law_of(
             logits,
@@ -327,6 +329,11 @@ class LawPipeline:
         if with_scores and self._greedy:
             return replace(law, scores=logits.to(law.probs.dtype))
         return law
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the law is the softmax of the tempered logits, or their argmax."""
+        return self._processors is None and not self.rules
 
     def after(
         self,
@@ -357,7 +364,7 @@ class LawPipeline:
         if len(open_rows) > 0:
             prefixes = self._prefixes(texts, rows[open_rows], drafted[open_rows])
             inner = self(logits[open_rows], prefixes, with_scores=with_scores)
-        wide = self._processors is None and logits.dtype == torch.float64
+        wide = not self._in_float32 and logits.dtype == torch.float64
         law = _on_token_zero(logits, torch.float64 if wide else torch.float32)
         if with_scores:
             law = replace(law, scores=law.dense().probs.log())

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from warpdraft.kernels.noise import Noise, Role
+from warpdraft.kernels.support import OK
 
 from .adaptive_shape import AdaptiveShape, Shape, ShapeChooser
 from .cached_model import CachedModel
+from .compiled_blocks import CompiledBlocks, CompiledPaths, compiled_blocks
 from .draft_sources import DraftSource, ModelSource, TextSource, read_off
 from .draft_tree import DraftTree
 from .drafting import DraftPaths, draft_paths
@@ -276,10 +278,10 @@ def generate_tokens(
         streamer.put(input_ids.cpu())
     with torch.no_grad():
         run.prefill(attention_mask)
-        while not bool(run.texts.finished.all()):
+        while run.texts.writing:
             emitted = run.block()
             if streamer is not None:
-                streamer.put(run.texts.last_tokens(int(emitted[0]))[0].cpu())
+                streamer.put(run.texts.last_tokens(emitted[0])[0].cpu())
         return run.result()
 
 
@@ -310,7 +312,7 @@ class _Run:
         largest = options.extreme_shapes(1 if one_path else options.num_drafts)[1]
         self.shape = Shape(1, 0) if draft is None else largest
         if options.cache_implementation == "static":
-            _check_static(target_model, draft_model, draft)
+            _check_static(target_model, draft_model, draft, device)
         if self.reader is not None:
             self.reader.check_drafts(self.verifier, self.shape.num_drafts, options.structure)
         self.chooser: ShapeChooser | None = None
@@ -328,6 +330,16 @@ class _Run:
             eos_token_ids=options.eos_token_ids,
             stopping=[self.ranks.criterion(criterion) for criterion in options.stopping],
         )
+        self.compiled: CompiledBlocks | None = None
+        if options.compile_config is not None and pipeline.is_plain and self.ranks.is_alone:
+            self.compiled = compiled_blocks(
+                self.target,
+                self.draft,
+                self._vocabulary,
+                pipeline.temperature,
+                self.verifier,
+                self.shape.num_drafts,
+            )
         noise = Noise.create(
             batch,
             seed=options.seed,
@@ -364,7 +376,7 @@ class _Run:
                     self.draft.model.lengths = lengths - 2
         self.real = tokens.new_ones(prompt.shape) if attention_mask is None else attention_mask != 0
 
-    def block(self) -> Tensor:
+    def block(self) -> list[int]:
         """One round; returns how many tokens each row got."""
         # a block may reach past max_length, which cuts it afterwards: were L clipped to the room of the batch's longest
         # row, a row's tokens would depend on the rows around it, as they do where a model's context ends
@@ -381,18 +393,21 @@ class _Run:
             logits = self.ranks.tensor(logits)
         with self.stats.timed("verify"):
             block = ScoredBlock(paths, logits, node, self.texts, self.pipeline)
-            verified = self.ranks.verified(self.verifier.verify(block, noise))
-            _check_target(verified)
-            writing = ~self.texts.finished
+            verified = self._verify(block, paths, (logits, node), noise)
             columns = self._columns(block, verified)
-            emitted = self.texts.append(verified.output_token_ids)
+            rows, tokens = self.texts.writing, self.texts.append(verified.output_token_ids)
+            # the one time in a block that the host waits for the device
+            drafts = torch.zeros_like(tokens) if paths.status is None else paths.status
+            accepted, emitted, *status = self.texts.look(
+                verified.num_accepted, tokens, drafts, verified.status
+            )
+            _check_laws(*status)
             self._collect(columns, emitted)
         with self.stats.timed("commit"):
-            self._roll_back(paths.tree, verified, emitted)
-        rows = writing.nonzero().squeeze(1).tolist()
-        accepted = verified.num_accepted[writing].tolist()
+            self._roll_back(paths.tree, verified, tokens, max(emitted))
+        accepted = [accepted[row] for row in rows]
         self.stats.record_block(
-            self._drafted(paths.tree, rows), rows, accepted, emitted[writing].tolist()
+            self._drafted(paths.tree, rows), rows, accepted, [emitted[row] for row in rows]
         )
         if self.chooser is not None and length == shape.draft_length:
             seconds = self.ranks.seconds(time.perf_counter() - start)
@@ -463,6 +478,8 @@ class _Run:
             )
         if self.draft is None or length == 0:
             return DraftPaths(DraftTree(len(self.texts.lengths), self.texts.lengths.device), [])
+        if self.compiled is not None:
+            return self.compiled.draft_paths(self.texts, length, noise)
         return draft_paths(
             self.draft,
             self.texts,
@@ -482,7 +499,21 @@ class _Run:
         depths: list[int] = (tree.column >= 0).any(1).sum(1).sub(1).tolist()
         return [depths[row] for row in rows]
 
-    def _roll_back(self, tree: DraftTree, verified: VerifiedBlock, emitted: Tensor) -> None:
+    def _verify(
+        self,
+        block: ScoredBlock,
+        paths: DraftPaths,
+        scored: tuple[Tensor, Tensor],
+        noise: Noise,
+    ) -> VerifiedBlock:
+        """By the verifier, or by calls that do the same without waiting for the device."""
+        if isinstance(paths, CompiledPaths) and self.compiled and self.compiled.verifies:
+            return self.compiled.verify(paths, *scored, noise)
+        return self.ranks.verified(self.verifier.verify(block, noise))
+
+    def _roll_back(
+        self, tree: DraftTree, verified: VerifiedBlock, emitted: Tensor, most: int
+    ) -> None:
         """Keep the winning path of each row, and of it the tokens that were emitted, in both caches."""
         self.target.commit(tree, verified.survivor_path, emitted)
         if self.draft is None or tree.depth == 0:
@@ -490,7 +521,7 @@ class _Run:
         # the draft has not read the last level: where a token of it was accepted two tokens are unread, and the next
         # call reads two everywhere, so that one shape serves all rows
         if not isinstance(self.draft, SlotTree):
-            self.unread = 2 if bool((emitted == tree.depth + 1).any()) else 1
+            self.unread = 2 if most == tree.depth + 1 else 1
         self.draft.commit(tree, verified.survivor_path, emitted - self.unread)
 
     def _columns(self, block: ScoredBlock, verified: VerifiedBlock) -> list[Column]:
@@ -507,15 +538,14 @@ class _Run:
             columns.append((rows, scores, logits))
         return columns
 
-    def _collect(self, columns: list[Column], emitted: Tensor) -> None:
+    def _collect(self, columns: list[Column], emitted: list[int]) -> None:
         """Keep scores and logits of the positions that were emitted."""
-        counts = emitted.tolist()
         for depth, (rows, *kinds) in enumerate(columns):
             for kept, values in zip((self.scores, self.logits), kinds, strict=True):
                 if values is None:
                     continue
                 for value, row in zip(values, rows.tolist(), strict=True):
-                    if depth < counts[row]:
+                    if depth < emitted[row]:
                         # a copy: a view would keep the rows around it alive until the end
                         kept[row].append(value.clone())
 
@@ -561,7 +591,10 @@ def _draft_model(draft: Draft | None, target: PreTrainedModel) -> PreTrainedMode
 
 
 def _check_static(
-    target_model: PreTrainedModel, draft_model: PreTrainedModel | None, draft: Draft | None
+    target_model: PreTrainedModel,
+    draft_model: PreTrainedModel | None,
+    draft: Draft | None,
+    device: torch.device,
 ) -> None:
     """ValueError where caches of fixed shape do not suit."""
     if isinstance(draft, TextSource):
@@ -569,18 +602,20 @@ def _check_static(
             'cache_implementation="static" needs drafts of a model: '
             f"those of {type(draft).__name__} have no fixed length"
         )
-    check_slots(target_model, "target")
+    check_slots(target_model, "target", device)
     if draft_model is not None:
-        check_slots(draft_model, "draft")
+        check_slots(draft_model, "draft", device)
 
 
-def _check_target(verified: VerifiedBlock) -> None:
-    bad = verified.status.nonzero().squeeze(1)
-    if len(bad) > 0:
-        raise ValueError(
-            "the target model's logits hold NaN, +inf or nothing finite after the processors "
-            f"(row {int(bad[0])})"
-        )
+def _check_laws(drafts: list[int], targets: list[int]) -> None:
+    """ValueError for a row, the draft's codes first, that a block found no law for."""
+    for role, codes in (("draft", drafts), ("target", targets)):
+        for row, code in enumerate(codes):
+            if code != OK:
+                raise ValueError(
+                    f"the {role} model's logits hold NaN, +inf or nothing finite after the "
+                    f"processors (row {row})"
+                )
 
 
 def _check_inputs(input_ids: Tensor, attention_mask: Tensor | None, options: LoopOptions) -> None:

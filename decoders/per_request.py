@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .arguments import TEMPERATURES
-from .rules import Parameter, Rule, check_parameter
+from .rules import Rule, check_parameter
 from .truncation import check_rules, truncate
 
 
@@ -43,7 +43,7 @@ class _Group:
         """The group of requests of one kind, by row."""
         rows = sorted(requests)
         columns = zip(*(requests[row].rules for row in rows), strict=True)
-        rules = tuple(_with_parameter(column[0], _staged(column, device)) for column in columns)
+        rules = tuple(column[0].with_parameters(_staged(column, device)) for column in columns)
         temperature = [requests[row].temperature for row in rows]
         return cls(
             _to_device(torch.tensor(rows), device),
@@ -56,9 +56,9 @@ class _Group:
         return _Group(
             self.rows.index_select(0, index),
             tuple(
-                _with_parameter(rule, rule.value.index_select(0, index))
-                if isinstance(rule.value, Tensor)
-                else rule
+                rule.with_parameters(
+                    [cast(Tensor, value).index_select(0, index) for _, value, *_ in rule.parameters]
+                )
                 for rule in self.rules
             ),
             self.temperature.index_select(0, index),
@@ -96,7 +96,7 @@ class PerRequestRules:
         """
         check_parameter("temperature", temperature, TEMPERATURES)
         listed = check_rules(rules)
-        if any(isinstance(rule.value, Tensor) for rule in listed):
+        if any(rule.has_tensors for rule in listed):
             raise TypeError(f"the parameters of a request must be numbers, got {listed!r}")
         truncated = bool(listed) and temperature > 0
         self._put(slot, _Request(listed, temperature) if truncated else None)
@@ -125,7 +125,7 @@ class PerRequestRules:
         self._groups = None
 
     def apply_inplace(self, logits: Tensor, slots: Sequence[int] | Tensor | None = None) -> Tensor:
-        """Write -inf outside the support of every row that has rules, in place.
+        """Write what `truncate` returns for every row that has rules, in place.
 
         Other rows stay as they are; on the CPU so do rows of NaN, +inf or nothing but -inf, for
         which a server must not stop.
@@ -163,10 +163,10 @@ class PerRequestRules:
         """The groups of a batch with these slots by row, or of the slots; kept until they change."""
         if self._groups is None or slots != self._slots:
             rows = enumerate(slots) if slots is not None else ((s, s) for s in self._requests)
-            kinds: dict[tuple[Rule, ...], dict[int, _Request]] = {}
+            kinds: dict[tuple[object, ...], dict[int, _Request]] = {}
             for row, slot in rows:
                 if request := self._requests.get(slot):
-                    kind = tuple(map(_without_parameter, request.rules))
+                    kind = tuple(map(_kind_of, request.rules))
                     kinds.setdefault(kind, {})[row] = request
             self._groups = [_Group.create(kind, self._device) for kind in kinds.values()]
             self._slots = slots
@@ -196,21 +196,22 @@ def _truncate_slots(logits: Tensor, group: _Group, slots: Tensor) -> None:
     logits.copy_(torch.where((by_row.rows == slots)[:, None], truncated, logits))
 
 
-def _with_parameter(rule: Rule, value: Parameter) -> Rule:
-    if rule.parameter is None:
-        return rule
-    return cast(Rule, dataclasses.replace(cast(Any, rule), **{rule.parameter: value}))
+def _kind_of(rule: Rule) -> tuple[object, ...]:
+    """The class of a rule and its choices: equal for rules that one call can take together."""
+    parameters = {parameter.name for parameter in rule.parameters}
+    fields = dataclasses.fields(cast(Any, rule))
+    choices = (getattr(rule, field.name) for field in fields if field.name not in parameters)
+    return type(rule), *choices
 
 
-def _without_parameter(rule: Rule) -> Rule:
-    """The rule with its default parameter: equal for rules that one call can take together."""
-    return _with_parameter(rule, type(rule)().value)
-
-
-def _staged(column: Sequence[Rule], device: torch.device) -> Tensor:
+def _staged(column: Sequence[Rule], device: torch.device) -> list[Tensor]:
     """The parameters of one rule, row by row."""
-    dtype = torch.int64 if column[0].integer else torch.float64
-    return _to_device(torch.tensor([rule.value for rule in column], dtype=dtype), device)
+    staged = []
+    for rows in zip(*(rule.parameters for rule in column), strict=True):
+        dtype = torch.int64 if rows[0].integer else torch.float64
+        values = torch.tensor([parameter.value for parameter in rows], dtype=dtype)
+        staged.append(_to_device(values, device))
+    return staged
 
 
 def _to_device(values: Tensor, device: torch.device) -> Tensor:

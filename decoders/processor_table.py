@@ -100,7 +100,11 @@ _STATEFUL = {
 
 
 def kind_of(processor: Processor, trusted: Collection[type]) -> Kind:
-    """Look the processor up; an unknown one runs as declared, or is refused by name."""
+    """Look the processor up; an unknown one runs as declared, or is refused by name.
+
+    Raises:
+        ValueError: it is refused, or unknown and neither declared nor trusted.
+    """
     entry = TABLE.get(transformers_name(processor))
     if entry is None:
         if getattr(processor, "context_free", False) is True:

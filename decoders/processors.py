@@ -110,6 +110,11 @@ class ProcessorStack:
             )
         ]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether a call changes nothing: all there is are a temperature and rules."""
+        return not self._stages
+
     def __call__(self, logits: Tensor, prefixes: Prefixes) -> Tensor:
         """Apply every processor before the trailing warpers once to every row, in list order.
 
@@ -143,8 +148,11 @@ def _by_length(processors: list[Processor], scores: Tensor, prefixes: Prefixes) 
         token_ids = prefixes.token_ids[rows, :length]
         group_scores = scores[rows]
         for processor in processors:
+            batch_rows = prefixes.batch_index[rows]
             if restrict := _RESTRICTIONS.get(transformers_name(processor)):
-                processor = restrict(processor, prefixes.batch_index[rows], prefixes.batch)
+                processor = restrict(processor, batch_rows, prefixes.batch)
+            elif of_rows := getattr(processor, "for_batch_rows", None):
+                processor = of_rows(batch_rows, prefixes.batch)
             group_scores = _call(processor, token_ids, group_scores)
         output[rows] = group_scores
     return output

@@ -25,6 +25,10 @@ class PromptLookup(TextSource):
     Attributes:
         max_ngram: the most last tokens that must agree, >= 1; places where more of them do are taken first.
         min_ngram: the fewest, in [1, max_ngram].
+
+    Raises:
+        TypeError: a number is no int.
+        ValueError: not 1 <= min_ngram <= max_ngram.
     """
 
     max_ngram: int = 3

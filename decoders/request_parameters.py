@@ -5,18 +5,34 @@
     {"rules": [{"top_k": 50}, {"top_h": 0.4}]}      several, in this order
     {"rules": '[{"top_k": 50}, {"top_h": 0.4}]'}    the same as JSON, for fields that take no lists
     {"p_less": true}                                the rule that has no parameter
+    {"dynamic_temperature": [0.5, 1.5]}             several parameters, of which the last may be left out
 
 Names that are none of ours belong to somebody else, except inside `rules`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
-from .rules import Epsilon, Eta, MinP, PLess, Rule, TopA, TopH, TopK, TopNSigma, TopP, Typical
+from .rules import (
+    Epsilon,
+    Eta,
+    MinP,
+    PLess,
+    Rule,
+    TopA,
+    TopH,
+    TopK,
+    TopNSigma,
+    TopP,
+    TruncationRule,
+    Typical,
+)
+from .temperature_rules import DynamicTemperature, EntropyDependentTemperature, HapoTemperature
 
 RULES: dict[str, type[Rule]] = {
     "top_h": TopH,
@@ -29,6 +45,9 @@ RULES: dict[str, type[Rule]] = {
     "top_n_sigma": TopNSigma,
     "top_a": TopA,
     "p_less": PLess,
+    "dynamic_temperature": DynamicTemperature,
+    "entropy_dependent_temperature": EntropyDependentTemperature,
+    "hapo_temperature": HapoTemperature,
 }
 OPTIONS = {
     "ties": "ties",
@@ -103,6 +122,8 @@ def _rule_of(entry: Mapping[str, object]) -> tuple[Rule, ...]:
         raise ValueError(f'{", ".join(names)} without an order: give "rules": [{EXAMPLE}, ...]')
     (name,) = names
     rule, value = RULES[name], entry[name]
+    if not issubclass(rule, TruncationRule):
+        return (_rule_of_list(name, value, entry),)
     fields = {OPTIONS[option]: entry[option] for option in entry if option in OPTIONS}
     for option in entry:
         if option in OPTIONS and option not in COMMON_OPTIONS and not option.startswith(name):
@@ -118,6 +139,28 @@ def _rule_of(entry: Mapping[str, object]) -> tuple[Rule, ...]:
             raise ValueError(f"{name}: {field} must be at most {MOST_TOKENS}, got a larger number")
     try:
         return (cast(Callable[..., Rule], rule)(**fields),)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _rule_of_list(name: str, value: object, entry: Mapping[str, object]) -> Rule:
+    """The rule whose parameters are a list, or one number, and that has no options."""
+    for option in entry:
+        if option in OPTIONS:
+            raise ValueError(f"{option} is no option of {name}")
+    fields = dataclasses.fields(cast(Any, RULES[name]))
+    needed = sum(field.default is dataclasses.MISSING for field in fields)
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if not needed <= len(values) <= len(fields):
+        raise ValueError(
+            f"{name} must be a list of {', '.join(field.name for field in fields)}, at least the "
+            f"first {needed}, got {reprlib.repr(value)}"
+        )
+    for field, number in zip(fields, values, strict=False):
+        if isinstance(number, int) and abs(number) > MOST_TOKENS:
+            raise ValueError(f"{name}: {field.name} must be at most {MOST_TOKENS} in magnitude")
+    try:
+        return cast(Callable[..., Rule], RULES[name])(*values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from None
 

@@ -1,8 +1,8 @@
 """Rules as lists of numbers and tensors, which the schema of an operator can name.
 
-Four lists, of one entry a rule:
+Four lists, of one entry a rule, and one more for each of its parameters but the first:
 
-    operations           the rule's number in `KINDS`, plus `TIES_ALL` for ties="all"
+    operations           the rule's number in `KINDS`, plus `TIES_ALL` for ties="all"; then `FURTHER`
     min_tokens_to_keep   at least 1
     numbers              the parameter where all rows share it
     parameters           None there, or a tensor `[batch]` on the device of the logits
@@ -30,7 +30,14 @@ from .rules import (
     TopK,
     TopNSigma,
     TopP,
+    TruncationRule,
     Typical,
+)
+from .temperature_rules import (
+    DynamicTemperature,
+    EntropyDependentTemperature,
+    HapoTemperature,
+    TemperatureRule,
 )
 
 KINDS: tuple[tuple[type[Rule], dict[str, Any]], ...] = (
@@ -46,10 +53,16 @@ KINDS: tuple[tuple[type[Rule], dict[str, Any]], ...] = (
     (PLess, {"normalized": False}),
     (PLess, {"normalized": True}),
     (Typical, {}),
+    (DynamicTemperature, {}),
+    (EntropyDependentTemperature, {}),
+    (HapoTemperature, {}),
 )
 """The rules by their numbers, which graphs that are saved hold: new ones go to the end."""
 
 TIES_ALL = 16
+
+FURTHER = 32
+"""A further parameter of the rule before."""
 
 
 class Program(NamedTuple):
@@ -64,16 +77,23 @@ class Program(NamedTuple):
 def encode(rules: Sequence[Rule], temperature: Parameter) -> Program:
     """The lists of a temperature and rules."""
     program = Program([], [], [], [])
-    for value in (temperature, *[rule.value for rule in rules]):
+    values = [temperature]
+    for rule in rules:
+        own = [parameter.value for parameter in rule.parameters] or [0.0]
+        values += own
+        operation, keep = _number_of(rule), 1
+        if isinstance(rule, TruncationRule):
+            operation += TIES_ALL if rule.ties == "all" else 0
+            keep = rule.min_tokens_to_keep
+        program.operations.extend([operation, *[FURTHER] * (len(own) - 1)])
+        program.min_tokens_to_keep.extend([keep, *[1] * (len(own) - 1)])
+    for value in values:
         if isinstance(value, Tensor):
             program.numbers.append(0.0)
             program.parameters.append(value.detach())
         else:
             program.numbers.append(float(value))
             program.parameters.append(None)
-    for rule in rules:
-        program.operations.append(_number_of(rule) + (TIES_ALL if rule.ties == "all" else 0))
-        program.min_tokens_to_keep.append(rule.min_tokens_to_keep)
     return program
 
 
@@ -92,7 +112,7 @@ def decode(
     lengths = [len(operations) + 1, len(min_tokens_to_keep) + 1, len(numbers), len(parameters)]
     if len(set(lengths)) > 1:
         raise ValueError(
-            "operations and min_tokens_to_keep need an entry a rule, numbers and parameters one "
+            "operations and min_tokens_to_keep need as many entries, numbers and parameters one "
             f"more for the temperature; got {lengths[0] - 1}, {lengths[1] - 1}, {lengths[2]} and "
             f"{lengths[3]}"
         )
@@ -100,8 +120,16 @@ def decode(
         number if parameter is None else parameter
         for number, parameter in zip(numbers, parameters, strict=True)
     ]
+    own: list[list[Parameter]] = []
+    starts = []
+    for position, operation in enumerate(operations):
+        if operation != FURTHER or not own:
+            own.append([])
+            starts.append(position)
+        own[-1].append(values[1 + position])
     rules = [
-        _rule_of(*entry) for entry in zip(operations, min_tokens_to_keep, values[1:], strict=True)
+        _rule_of(operations[start], min_tokens_to_keep[start], parameters)
+        for start, parameters in zip(starts, own, strict=True)
     ]
     return tuple(rules), values[0]
 
@@ -115,10 +143,21 @@ def _number_of(rule: Rule) -> int:
     raise ValueError(f"{type(rule).__name__} has no number in warpdraft.rule_codes.KINDS")
 
 
-def _rule_of(operation: int, min_tokens_to_keep: int, value: Parameter) -> Rule:
+def _rule_of(operation: int, min_tokens_to_keep: int, values: Sequence[Parameter]) -> Rule:
     if not 0 <= operation < 2 * TIES_ALL or operation % TIES_ALL >= len(KINDS):
         raise ValueError(f"operation {operation} is no rule, see warpdraft.rule_codes.KINDS")
     kind, options = KINDS[operation % TIES_ALL]
+    has_ties = issubclass(kind, TruncationRule)
+    wanted = len(kind.accepted) if issubclass(kind, TemperatureRule) else 1
+    if len(values) != wanted or (operation >= TIES_ALL and not has_ties):
+        raise ValueError(
+            f"operation {operation} with {len(values)} parameters is no rule: {kind.__name__} has "
+            f"{wanted}{'' if has_ties else ' and no ties'}"
+        )
+    if issubclass(kind, TemperatureRule):
+        return kind(*values)
+    assert issubclass(kind, TruncationRule)
+    (value,) = values
     ties = "all" if operation >= TIES_ALL else "lowest_id"
     fields = {**options, "ties": ties, "min_tokens_to_keep": min_tokens_to_keep}
     if kind.parameter is not None:

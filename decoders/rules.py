@@ -1,7 +1,8 @@
 """The truncation rules: which tokens may be drawn.
 
-A rule sees the law of a row renormalised to the support so far, at the temperature of the call, and
-narrows the support. Its fields are named as in `generate`; their defaults are the documentation.
+A rule sees the law of a row renormalised to the support so far, at the temperature so far: that of
+the call, unless one of temperature_rules.py has changed it. A truncation rule narrows the support.
+Its fields are named as in `generate`; their defaults are the documentation.
 A parameter may be a number for all rows, checked here, or a tensor `[batch]`, checked by dtype and
 shape (values outside the range set `.status`).
 
@@ -14,10 +15,13 @@ Every prefix rule keeps a prefix of the order logit descending, then token id as
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -106,8 +110,99 @@ def rows_of(name: str, value: Parameter, batch: int, device: torch.device) -> Te
     return value.detach().double().expand(batch)
 
 
+def values_of(rule: Rule, batch: int, device: torch.device) -> tuple[Tensor, ...]:
+    """The parameters of a rule as float64 `[batch]` on the device of the logits."""
+    return tuple(
+        rows_of(parameter.name, parameter.value, batch, device) for parameter in rule.parameters
+    )
+
+
+class NamedParameter(NamedTuple):
+    """A parameter of a rule.
+
+    Attributes:
+        name: of its field.
+        value: a number, or a tensor `[batch]`.
+        accepted: the values that it may have.
+        integer: whether they are integers.
+    """
+
+    name: str
+    value: Parameter
+    accepted: Range
+    integer: bool = False
+
+
 class Rule(ABC):
-    """A truncation rule with one parameter, or none."""
+    """What a list of rules holds: it narrows the support, or sets the temperature of what follows."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def parameters(self) -> tuple[NamedParameter, ...]:
+        """What may differ from row to row."""
+
+    @property
+    def value(self) -> Parameter:
+        """The first parameter; 0 for a rule that has none."""
+        return self.parameters[0].value if self.parameters else 0.0
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether a parameter is a tensor, whose values only the device knows."""
+        return any(isinstance(parameter.value, Tensor) for parameter in self.parameters)
+
+    def with_parameters(self, values: Sequence[Parameter]) -> Rule:
+        """The rule with other parameters, in the order of `parameters`."""
+        names = [parameter.name for parameter in self.parameters]
+        changed = dict(zip(names, values, strict=True))
+        return cast(Rule, replace(cast(Any, self), **changed))
+
+    def validity(self, values: Sequence[Tensor]) -> Tensor:
+        """Which rows have parameters in their ranges, bool `[batch]`, without synchronising.
+
+        Args:
+            values: float64 `[batch]` of every parameter; there is at least one.
+        """
+        held = (
+            parameter.accepted.holds_tensor(value)
+            for parameter, value in zip(self.parameters, values, strict=True)
+        )
+        return functools.reduce(operator.and_, held)
+
+    @abstractmethod
+    def apply_row(self, row: Row, temperature: float, values: Sequence[float]) -> float:
+        """Apply the rule to one row on the CPU.
+
+        Args:
+            row: the row and its support so far, which may be narrowed.
+            temperature: that so far, above 0.
+            values: the parameters for this row.
+
+        Returns:
+            The temperature of everything that follows.
+        """
+
+    @abstractmethod
+    def apply(
+        self, logits: Tensor, support: Support, temperature: Tensor, values: Sequence[Tensor]
+    ) -> tuple[Support, Tensor]:
+        """Apply the rule to a batch on any device, without synchronising.
+
+        Args:
+            logits: `[batch, vocab]`.
+            support: that so far.
+            temperature: `[batch]` float64, that so far, above 0.
+            values: `[batch]` float64, the parameters.
+
+        Returns:
+            Support and temperature of everything that follows.
+        """
+
+
+class TruncationRule(Rule):
+    """A rule with one parameter, or none, that narrows the support."""
 
     __slots__ = ()
 
@@ -119,9 +214,8 @@ class Rule(ABC):
     min_tokens_to_keep: int
 
     def __post_init__(self) -> None:
-        if self.parameter is not None:
-            value = getattr(self, self.parameter)
-            check_parameter(self.parameter, value, self.range, integer=self.integer)
+        for name, value, accepted, integer in self.parameters:
+            check_parameter(name, value, accepted, integer=integer)
         keep = self.min_tokens_to_keep
         if isinstance(keep, bool) or not isinstance(keep, int):
             raise TypeError(f"min_tokens_to_keep must be an integer, got {keep!r}")
@@ -135,9 +229,24 @@ class Rule(ABC):
         return self.accepted
 
     @property
-    def value(self) -> Parameter:
-        """The parameter; 0 for a rule that has none."""
-        return 0.0 if self.parameter is None else getattr(self, self.parameter)
+    def parameters(self) -> tuple[NamedParameter, ...]:
+        """The parameter, if there is one."""
+        if self.parameter is None:
+            return ()
+        value = getattr(self, self.parameter)
+        return (NamedParameter(self.parameter, value, self.range, self.integer),)
+
+    def apply_row(self, row: Row, temperature: float, values: Sequence[float]) -> float:
+        """Narrow the support of one row."""
+        self.narrow_row(row, temperature, values[0] if values else 0.0)
+        return temperature
+
+    def apply(
+        self, logits: Tensor, support: Support, temperature: Tensor, values: Sequence[Tensor]
+    ) -> tuple[Support, Tensor]:
+        """Narrow the supports of a batch."""
+        value = values[0] if values else torch.zeros_like(temperature)
+        return self.narrow(logits, support, temperature, value), temperature
 
     def narrow_row(self, row: Row, temperature: float, value: float) -> None:
         """Narrow the support of one row on the CPU.
@@ -190,7 +299,7 @@ class Rule(ABC):
     ) -> Support: ...
 
 
-class ThresholdRule(Rule):
+class ThresholdRule(TruncationRule):
     """A rule whose least kept logit follows from sums over the row."""
 
     __slots__ = ()
@@ -215,7 +324,7 @@ class ThresholdRule(Rule):
 
 
 @dataclass(frozen=True, slots=True)
-class TopH(Rule):
+class TopH(TruncationRule):
     """The longest prefix whose entropy is at most `alpha` times the row's (arXiv 2509.02510).
 
     Args:
@@ -240,7 +349,7 @@ class TopH(Rule):
         return self.accepted if self.variant == "paper" else Range(0, 1, low_included=False)
 
     def _check_choices(self) -> None:
-        Rule._check_choices(self)
+        TruncationRule._check_choices(self)
         if self.variant not in ("paper", "transformers"):
             raise ValueError(f"variant must be 'paper' or 'transformers', got {self.variant!r}")
 
@@ -282,7 +391,7 @@ class MinP(ThresholdRule):
 
 
 @dataclass(frozen=True, slots=True)
-class TopK(Rule):
+class TopK(TruncationRule):
     """The first `top_k` tokens (arXiv 1805.04833).
 
     Args:
@@ -309,7 +418,7 @@ class TopK(Rule):
 
 
 @dataclass(frozen=True, slots=True)
-class TopP(Rule):
+class TopP(TruncationRule):
     """The shortest prefix that holds `top_p` of the mass (arXiv 1904.09751).
 
     Args:
@@ -458,7 +567,7 @@ class PLess(ThresholdRule):
     accepted: ClassVar[Range] = Range(0, 0)
 
     def _check_choices(self) -> None:
-        Rule._check_choices(self)
+        TruncationRule._check_choices(self)
         if not isinstance(self.normalized, bool):
             raise TypeError(f"normalized must be True or False, got {self.normalized!r}")
 
@@ -472,7 +581,7 @@ class PLess(ThresholdRule):
 
 
 @dataclass(frozen=True, slots=True)
-class Typical(Rule):
+class Typical(TruncationRule):
     """The tokens whose surprise is closest to the entropy, up to a mass (arXiv 2202.00666).
 
     Keeps an interval of logits, which may miss the largest; takes tokens of equal distance together.

@@ -45,6 +45,11 @@ class SameText:
         self._group = group
         self._device = device
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is nobody to agree with."""
+        return self._group is None
+
     def tensor(self, mine: Tensor) -> Tensor:
         """The first rank's tensor, of the same shape and dtype on all."""
         if self._group is None:

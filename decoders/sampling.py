@@ -17,6 +17,7 @@ from warpdraft.kernels.support import OK, compute_dtype, mask
 from .arguments import allowed, check_bitmask, validity
 from .backend import Backend, operations_of, takes_triton
 from .rules import Rule
+from .temperature_rules import change_temperature
 from .truncation import Call, check_logits, check_rules, check_status
 
 
@@ -28,7 +29,8 @@ class Sampled:
         token_ids: int64 `[batch]`; -1 where `status` is not 0.
         logprobs: float32 `[batch]`, of the drawn token; NaN where `status` is not 0.
         kept_mass: float32 `[batch]`, the probability of the support before truncation, at the
-            temperature of the call (1 at temperature 0); NaN where `status` is not 0.
+            temperature of the draw (1 at temperature 0): of the call, unless a rule changes it; NaN
+            where `status` is not 0.
         status: int8 `[batch]`, see `warpdraft.kernels.support`: 0 is fine.
     """
 
@@ -64,7 +66,8 @@ def sample(
 
     Args:
         logits: `[batch, vocab]` float32, bfloat16, float16 or float64, any strides.
-        rules: applied in order, each on the law renormalised to the support so far.
+        rules: applied in order, each on the law renormalised to the support so far, at the
+            temperature so far, which some of them change.
         temperature: at least 0, a number or a tensor `[batch]`; 0 takes the lowest token id with
             the largest logit.
         seed: int64, a number or `[batch]`; None takes one number from `generator`, or from torch's
@@ -155,17 +158,30 @@ def _sample_triton(
     token_bitmask: Tensor | None,
 ) -> Sampled:
     # imports Triton, so only when a kernel is launched
-    from warpdraft.kernels.truncation_triton import sample_triton
+    if change_temperature(rules):
+        from .heated_rules import sample_heated
 
-    drawn = sample_triton(
-        logits.detach(),
-        operations_of(rules),
-        temperature,
-        noise,
-        raw=raw,
-        valid=valid,
-        token_bitmask=token_bitmask,
-    )
+        drawn = sample_heated(
+            logits.detach(),
+            rules,
+            temperature,
+            noise,
+            raw=raw,
+            valid=valid,
+            token_bitmask=token_bitmask,
+        )
+    else:
+        from warpdraft.kernels.truncation_triton import sample_triton
+
+        drawn = sample_triton(
+            logits.detach(),
+            operations_of(rules),
+            temperature,
+            noise,
+            raw=raw,
+            valid=valid,
+            token_bitmask=token_bitmask,
+        )
     if logits.device.type == "cpu":
         check_status(drawn.status.tolist())
     return Sampled(drawn.token_ids, drawn.logprobs, drawn.kept_mass, drawn.status)
@@ -204,9 +220,7 @@ def _laws_of_rows(call: Call) -> _Laws:
         memory_format=torch.contiguous_format,
     )
     totals, status = [], []
-    for number, (row, temperature) in enumerate(
-        zip(call.rows(), call.temperature.tolist(), strict=True)
-    ):
+    for number, (row, temperature) in enumerate(call.rows()):
         status.append(row.status)
         if row.status != OK:
             totals.append((1.0, 1.0))
@@ -233,7 +247,7 @@ def _laws_of_batch(call: Call) -> _Laws:
     greedy = (call.temperature == 0)[:, None]
     # a temperature that float32 takes for 0 or inf would make NaN
     numbers = torch.finfo(wide.dtype)
-    heat = call.temperature[:, None].clamp(numbers.tiny, numbers.max)
+    heat = resolved.temperature[:, None].clamp(numbers.tiny, numbers.max)
     heat = torch.where(fine & ~greedy, heat, 1.0).to(wide.dtype)
     inside = mask(wide, resolved.support)
     maximum = inside.amax(-1, keepdim=True)

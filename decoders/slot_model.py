@@ -14,14 +14,13 @@ Memory: `capacity` slots a row from the first call on, for the longest text and 
 from __future__ import annotations
 
 import inspect
-import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from .cached_model import adoptable, gather_slots, readable
+from .compiled_steps import Step, compiled, logits_step
 from .slot_layer import Place, slot_layer, write_inplace
 from .tree_mask import model_inside, takes_tree, tree_mask
 
@@ -29,15 +28,8 @@ if TYPE_CHECKING:
     from torch.nn import Embedding
     from transformers import Cache, CompileConfig, PreTrainedModel
 
-# a model is compiled once for each block shape, batch and capacity; torch gives up after 8
-MOST_SHAPES = 64
-
 # tokens of a prompt that are read at once: the mask of all would be a square of its length
 CHUNK = 512
-
-Step = Callable[..., Tensor]
-
-_compiled: weakref.WeakKeyDictionary[Any, dict[str, Step]] = weakref.WeakKeyDictionary()
 
 
 def capacity_for(max_length: int, nodes: int) -> int:
@@ -50,8 +42,8 @@ def capacity_for(max_length: int, nodes: int) -> int:
     return power * 3 // 4 if power > 256 and tokens <= power * 3 // 4 else power
 
 
-def check_slots(model: PreTrainedModel, role: str) -> None:
-    """ValueError for a model that a cache of fixed shape does not suit."""
+def check_slots(model: PreTrainedModel, role: str, device: torch.device) -> None:
+    """ValueError for a model that a cache of fixed shape does not suit, or on another device than the texts."""
     name = type(model_inside(model)).__name__
     if not takes_tree(model):
         raise ValueError(
@@ -60,10 +52,10 @@ def check_slots(model: PreTrainedModel, role: str) -> None:
             f"{model.config.get_text_config()._attn_implementation!r}"
         )
     devices = sorted({str(parameter.device) for parameter in model.parameters()})
-    if len(devices) > 1:
+    if devices != [str(device)]:
         raise ValueError(
-            f'cache_implementation="static" needs a model on one device, the {role} model {name} '
-            f"is on {', '.join(devices)}"
+            f'cache_implementation="static" needs both models on the device of input_ids, {device}; '
+            f"the {role} model {name} is on {', '.join(devices)}"
         )
 
 
@@ -95,9 +87,8 @@ class SlotModel:
         layer = slot_layer()
         self._place = Place(capacity, self.lengths[:, None], capacity)
         self.cache = Cache(layer_class_to_replicate=lambda: layer(self._place))  # type: ignore[arg-type,call-arg]
-        self._fast_step = _step
-        if compile_config is not None:
-            self._fast_step = _compiled_step(model, compile_config)
+        self.compile_config = compile_config
+        self._fast: dict[Step, Step] = {}
 
     def prefill(self, token_ids: Tensor, lengths: Tensor) -> None:
         """Cache the next tokens of every row: `token_ids` `[rows, n]` left-padded, `lengths` `[rows]` of them real."""
@@ -153,15 +144,38 @@ class SlotModel:
             seen: `[n, m]` bool, the nodes that each of these sees: its ancestors and itself.
             fast: run the compiled code, if there is any: for shapes that come again.
         """
+        logits: Tensor = self.run(logits_step, token_ids, number, depth, seen, fast=fast)
+        return logits
+
+    def run(
+        self,
+        step: Step,
+        token_ids: Tensor,
+        number: Tensor,
+        depth: Tensor,
+        seen: Tensor,
+        *more: Any,
+        fast: bool,
+    ) -> Any:
+        """A step of `compiled_steps` on nodes of a tree, as `read`, with its further arguments."""
         slots = self.lengths[:, None] + number
         # a token before the text's first one goes where no text reaches
         self._place.slots = torch.where(slots < 0, self.capacity - 1, slots)
-        if fast and slots.is_cuda:
-            # the logits of earlier calls are used up: a graph may write over them
-            torch.compiler.cudagraph_mark_step_begin()
-        step = self._fast_step if fast else _step
+        if fast:
+            step = self.fast(step)
+            if slots.is_cuda:
+                # what earlier calls returned is used up: a graph may write over it
+                torch.compiler.cudagraph_mark_step_begin()
         tree = number, depth, seen
-        return step(self.model, self.cache, self.capacity, token_ids, self.lengths, *tree)
+        return step(self.model, self.cache, self.capacity, token_ids, self.lengths, *tree, *more)
+
+    def fast(self, step: Step) -> Step:
+        """The compiled form of a step, if calls are compiled."""
+        if self.compile_config is None:
+            return step
+        if step not in self._fast:
+            self._fast[step] = compiled(self.model, step, self.compile_config)
+        return self._fast[step]
 
     def keep(self, source: Tensor, target: Tensor) -> None:
         """Move nodes of every row's tree: numbers `[rows, n]` to numbers `[n]`."""
@@ -200,55 +214,6 @@ class SlotModel:
     def _layers(self) -> list[Any]:
         layers: list[Any] = list(self.cache.layers)
         return [layer for layer in layers if layer.is_initialized]
-
-
-def _step(
-    model: PreTrainedModel,
-    cache: Any,
-    capacity: int,
-    token_ids: Tensor,
-    lengths: Tensor,
-    number: Tensor,
-    depth: Tensor,
-    seen: Tensor,
-) -> Tensor:
-    """One call of fixed shape: positions, mask, and the model. See `SlotModel.read`."""
-    embeddings = cast("Embedding", model.get_input_embeddings())
-    rows, nodes = token_ids.shape
-    start = lengths[:, None]
-    slot = torch.arange(capacity, device=token_ids.device)
-    positions = start + depth[number]
-    behind = slot - start
-    node = behind.clamp(0, len(depth) - 1)
-    in_tree = (behind >= 0) & (behind < len(depth))
-    of_tree = seen.expand(rows, -1, -1).gather(2, node[:, None].expand(-1, nodes, -1))
-    visible = (behind < 0)[:, None] | (of_tree & in_tree[:, None])
-    # and sees what is there, for a softmax over nothing is NaN
-    visible = visible | ((positions < 0)[:, :, None] & (slot == 0))
-    of_key = torch.where(behind < 0, slot, start + depth[node])
-    distance = positions[:, :, None] - of_key[:, None]
-    logits: Tensor = model(
-        input_ids=readable(token_ids, embeddings.weight.shape[0]),
-        attention_mask=tree_mask(model, visible, distance),
-        position_ids=positions.clamp_min(0),
-        past_key_values=cache,
-        use_cache=True,
-    ).logits
-    return logits
-
-
-def _compiled_step(model: PreTrainedModel, compile_config: CompileConfig) -> Step:
-    """The model's step, compiled once for each config: another run finds the same code."""
-    steps = _compiled.setdefault(model, {})
-    settings = compile_config.to_dict()
-    key = repr(settings)
-    if key not in steps:
-        limits = inspect.signature(torch.compile).parameters
-        for name, value in (("recompile_limit", MOST_SHAPES), ("isolate_recompiles", True)):
-            if name in limits:
-                settings[name] = value
-        steps[key] = torch.compile(_step, **settings)
-    return steps[key]
 
 
 def _takes(model: PreTrainedModel, argument: str) -> bool:

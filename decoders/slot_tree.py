@@ -8,13 +8,20 @@ is drawn, and no shape and no index has to be read back from the device.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from warpdraft.kernels.noise import Noise
+
+from .compiled_steps import level_step
 from .draft_tree import DraftTree, Level, SeparatePaths
 from .layouts import Branches
 from .slot_model import SlotModel
+
+if TYPE_CHECKING:
+    from .texts import Stops
 
 
 class SlotTree(Branches):
@@ -51,6 +58,10 @@ class SlotTree(Branches):
         self._node = number
         self._pending = False
 
+    def is_usual(self, length: int) -> bool:
+        """Whether blocks of that length come again: a shorter one, at the context's end, is not compiled for."""
+        return length in self._lengths
+
     def new_tree(self) -> DraftTree:
         """See `Branches`."""
         return SeparatePaths(len(self.model.lengths), self.model.lengths.device)
@@ -68,6 +79,45 @@ class SlotTree(Branches):
         number = self._number[tree.depth - 1]
         return self.model.read(level.token_ids, number, self._depth, self._seen[number], fast=True)
 
+    def draw(
+        self,
+        token_ids: Tensor,
+        depth: int,
+        vocabulary: int,
+        temperature: Tensor,
+        noise: Noise,
+        follows: Tensor,
+        stops: Stops,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Read a level and draw the next one from its plain laws, in one call.
+
+        Args:
+            token_ids: at the root the texts' last two tokens `[batch, 2]`, below it the level's `[batch, K]`.
+            depth: of the level.
+            vocabulary: the target's width.
+            temperature: float64 scalar; 0 is greedy.
+            noise: a stream for each text, at the block's step.
+            follows: `[batch, 1]` bool at the root, else `[batch, K]`, whether anything follows a node.
+            stops: what ends the texts.
+
+        Returns:
+            See `level_step`.
+        """
+        if depth == 0:
+            columns, number, place = 1, self._all[:2], (self._all[:2], self._of_pair)
+        else:
+            columns, number = self._paths, self._number[depth - 1]
+            place = self._depth, self._seen[number]
+        names = noise.seed, noise.sequence, noise.step
+        path = self._all[: self._paths].expand(len(token_ids), -1)
+        draws = columns, vocabulary, temperature, names, self._all[depth], path, follows, stops
+        drawn: tuple[Tensor, Tensor, Tensor, Tensor]
+        drawn = self.model.run(level_step, token_ids, number, *place, *draws, fast=True)
+        if depth == 0:
+            self.model.lengths = self.model.lengths + 2
+            self._pending = False
+        return drawn
+
     def score(self, pending: Tensor, tree: DraftTree) -> tuple[Tensor, Tensor]:
         """Node 0 is the pending token."""
         drafted = tree.token_ids.transpose(1, 2).flatten(1).clamp_min(0)
@@ -77,7 +127,7 @@ class SlotTree(Branches):
             self._all[:nodes],
             self._depth_from_root[:nodes],
             self._seen_from_root[:nodes, :nodes],
-            fast=tree.depth in self._lengths,
+            fast=self.is_usual(tree.depth),
         )
         self._pending = True
         node = self._node[:, : tree.depth + 1]

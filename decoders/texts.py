@@ -11,6 +11,9 @@ from .processors import Prefixes
 
 StoppingCriterion = Callable[[Tensor, None], Tensor]
 
+Stops = tuple[Tensor, Tensor, Tensor]
+"""Lengths of the rows `[batch]`, the largest length (a scalar), and the end tokens `[n]`, all int64."""
+
 
 class Texts:
     """Rows of token ids that grow at their own pace.
@@ -19,6 +22,7 @@ class Texts:
         token_ids: `[batch, max_length]` int64: the prompt as it was given, the new tokens, then padding.
         lengths: `[batch]` int64, slots in use: the prompt's width and the row's new tokens.
         finished: `[batch]` bool.
+        writing: the rows that had not finished when the host last looked.
     """
 
     def __init__(
@@ -31,13 +35,16 @@ class Texts:
         stopping: Sequence[StoppingCriterion] = (),
     ) -> None:
         batch, width = input_ids.shape
-        self.token_ids = input_ids.new_full((batch, max_length), pad_token_id)
-        self.token_ids[:, :width] = input_ids
+        # the last column takes what is written nowhere, so that no write waits for a look at the texts
+        self._columns = input_ids.new_full((batch, max_length + 1), pad_token_id)
+        self._columns[:, :width] = input_ids
+        self.token_ids = self._columns[:, :max_length]
         self.lengths = input_ids.new_full((batch,), width)
         self.finished = torch.zeros(batch, dtype=torch.bool, device=input_ids.device)
         self._max_length = max_length
+        self._most = input_ids.new_tensor(max_length)
         # what the host knows of `lengths` and `finished`
-        self._longest, self._some_finished = width, False
+        self._longest, self.writing = width, list(range(batch))
         self._eos = input_ids.new_tensor(list(eos_token_ids))
         self._stopping = tuple(stopping)
 
@@ -57,15 +64,22 @@ class Texts:
     def may_end(self, depth: int) -> bool:
         """Whether a row can have ended after so many drafted tokens, for all that is known without a look at them."""
         full = self._longest + depth >= self._max_length
-        return len(self._eos) > 0 or self._some_finished or full
+        return len(self._eos) > 0 or len(self.writing) < len(self.lengths) or full
 
     def ended(self, rows: Tensor, drafted: Tensor) -> Tensor:
         """Whether each of the rows, continued by its drafted tokens, has no next token: `[len(rows)]` bool."""
         full = self.lengths[rows] + drafted.shape[1] >= self._max_length
         return self.finished[rows] | full | torch.isin(drafted, self._eos).any(1)
 
+    @property
+    def stops(self) -> Stops:
+        """What ends the rows, for code that looks at no number."""
+        return self.lengths, self._most, self._eos
+
     def append(self, output_token_ids: Tensor) -> Tensor:
-        """Emit a block's tokens, each row up to its first stop.
+        """Emit a block's tokens, each row up to its first stop; then `look`.
+
+        Without stopping criteria nothing here waits for the device.
 
         Args:
             output_token_ids: `[batch, L + 1]` int64, -1 where a row has no more.
@@ -84,13 +98,19 @@ class Texts:
             self._write(output_token_ids, kept)
         emitted = kept.sum(1)
         self.finished |= (stops & kept).any(1) | (self.lengths >= self._max_length)
-        longest, some = torch.stack([self.lengths.amax(), self.finished.any().to(torch.int64)])
-        self._longest, self._some_finished = int(longest), bool(some)
         return emitted
 
+    def look(self, *columns: Tensor) -> list[list[int]]:
+        """Bring to the host which rows go on, and further columns `[batch]`, in one transfer."""
+        lengths, finished, *rest = torch.stack([self.lengths, self.finished, *columns]).tolist()
+        self._longest = max(lengths)
+        self.writing = [row for row, done in enumerate(finished) if not done]
+        return rest
+
     def _write(self, output_token_ids: Tensor, kept: Tensor) -> None:
-        rows, column = kept.nonzero(as_tuple=True)
-        self.token_ids[rows, self.lengths[rows] + column] = output_token_ids[rows, column]
+        column = torch.arange(kept.shape[1], device=kept.device)
+        place = torch.where(kept, self.lengths[:, None] + column, self._max_length)
+        self._columns.scatter_(1, place, output_token_ids)
         self.lengths += kept.sum(1)
 
     def _until_criterion(self, output_token_ids: Tensor, kept: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from warpdraft.kernels.entropy_temperature import rescaled
 from warpdraft.kernels.row_stats import Row
 from warpdraft.kernels.support import (
     BAD_PARAMETER,
@@ -32,7 +33,8 @@ from .arguments import (
     validity,
 )
 from .backend import Backend, operations_of, takes_triton
-from .rules import Rule, check_parameter, rows_of
+from .rules import Rule, check_parameter, rows_of, values_of
+from .temperature_rules import change_temperature
 
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -44,10 +46,12 @@ class Resolved:
     Attributes:
         support: what the rules keep of each row; nothing where `status` is not 0.
         status: int8 `[batch]`, see `warpdraft.kernels.support`: 0 is fine.
+        temperature: float64 `[batch]`, that of the draw: of the call, unless a rule has changed it.
     """
 
     support: Support
     status: Tensor
+    temperature: Tensor
 
 
 def truncate(
@@ -62,9 +66,14 @@ def truncate(
 ) -> Tensor:
     """The logits with -inf outside the support that the rules leave.
 
+    Where a rule changes the temperature, the logits that are left are spread about the largest of
+    their row, so that dividing by `temperature` still gives the law of the rules. They are rounded
+    to their dtype: hand over float32 where that matters.
+
     Args:
         logits: `[batch, vocab]` float32, bfloat16, float16 or float64, any strides.
-        rules: applied in order, each on the law renormalised to the support so far.
+        rules: applied in order, each on the law renormalised to the support so far, at the
+            temperature so far.
         temperature: at least 0, a number or a tensor `[batch]`; the rules see `logits /
             temperature`, 0 keeps the lowest token id with the largest logit.
         token_bitmask: int32 `[rows, ceil(vocab / 32)]`, token i allowed where bit i % 32 of word
@@ -121,18 +130,30 @@ def _truncate_triton(
     out: Tensor | None,
 ) -> Tensor:
     # imports Triton, so only when a kernel is launched
-    from warpdraft.kernels.truncation_triton import truncate_triton
+    if change_temperature(rules):
+        from .heated_rules import truncate_heated
 
-    rows = len(logits) if row_indices is None else len(row_indices)
-    truncated, status = truncate_triton(
-        logits.detach(),
-        operations_of(rules),
-        temperature,
-        valid=validity(rules, temperature, rows, logits.device),
-        token_bitmask=token_bitmask,
-        row_indices=row_indices,
-        out=out,
-    )
+        truncated, status = truncate_heated(
+            logits.detach(),
+            rules,
+            temperature,
+            token_bitmask=token_bitmask,
+            row_indices=row_indices,
+            out=out,
+        )
+    else:
+        from warpdraft.kernels.truncation_triton import truncate_triton
+
+        rows = len(logits) if row_indices is None else len(row_indices)
+        truncated, status = truncate_triton(
+            logits.detach(),
+            operations_of(rules),
+            temperature,
+            valid=validity(rules, temperature, rows, logits.device),
+            token_bitmask=token_bitmask,
+            row_indices=row_indices,
+            out=out,
+        )
     if logits.device.type == "cpu":
         check_status(status.tolist())
     return truncated
@@ -142,15 +163,18 @@ def _truncate(logits: Tensor, rules: tuple[Rule, ...], temperature: float | Tens
     """The plain-torch form: row after row on the CPU, all rows at once elsewhere."""
     call = Call.create(logits, rules, temperature)
     if logits.device.type != "cpu":
-        return mask(logits, call.resolve_batch().support)
+        resolved = call.resolve_batch()
+        truncated = mask(logits, resolved.support)
+        return call.respread(truncated, resolved.temperature)
     truncated = _nothing_kept(logits)
-    status = []
-    for number, row in enumerate(call.rows()):
+    status, heats = [], []
+    for number, (row, heat) in enumerate(call.rows()):
         status.append(row.status)
+        heats.append(heat)
         if row.status == OK:
             row.write(truncated[number])
     check_status(status)
-    return truncated
+    return call.respread(truncated, torch.tensor(heats, dtype=torch.float64))
 
 
 def resolve(
@@ -211,14 +235,14 @@ class Call:
         logits: `[batch, vocab]`, without gradient.
         rules: in their order.
         temperature: `[batch]` float64.
-        values: the parameter of each rule, `[batch]` float64.
+        values: the parameters of each rule, `[batch]` float64.
         valid: bool `[batch]`, whether temperature and parameters lie in their ranges.
     """
 
     logits: Tensor
     rules: tuple[Rule, ...]
     temperature: Tensor
-    values: tuple[Tensor, ...]
+    values: tuple[tuple[Tensor, ...], ...]
     valid: Tensor
 
     @classmethod
@@ -231,17 +255,22 @@ class Call:
         check_parameter("temperature", temperature, TEMPERATURES)
         batch, device = logits.shape[0], logits.device
         heat = rows_of("temperature", temperature, batch, device)
-        values = tuple(rows_of(str(r.parameter), r.value, batch, device) for r in listed)
+        values = tuple(values_of(rule, batch, device) for rule in listed)
         valid = TEMPERATURES.holds_tensor(heat)
-        for rule, value in zip(listed, values, strict=True):
-            if isinstance(rule.value, Tensor):
-                valid = valid & rule.range.holds_tensor(value)
+        for rule, own in zip(listed, values, strict=True):
+            if rule.has_tensors:
+                valid = valid & rule.validity(own)
         return cls(logits.detach(), listed, heat, values, valid)
 
-    def rows(self) -> Iterator[Row]:
-        """The rows of a CPU batch, each narrowed by the rules; one at a time stays in the cache."""
+    def rows(self) -> Iterator[tuple[Row, float]]:
+        """The rows of a CPU batch, each narrowed by the rules, and the temperature of its draw.
+
+        One row at a time stays in the cache.
+        """
         dtype = compute_dtype(self.logits.dtype)
-        parameters = torch.stack([self.temperature, *self.values], dim=-1).tolist()
+        numbers = [value for own in self.values for value in own]
+        parameters = torch.stack([self.temperature, *numbers], dim=-1).tolist()
+        counts = [len(own) for own in self.values]
         for logits, valid, (temperature, *values) in zip(
             self.logits, self.valid.tolist(), parameters, strict=True
         ):
@@ -251,21 +280,26 @@ class Call:
             elif row.status == OK and temperature == 0:
                 row.narrow(row.maximum, row.argmax())
             elif row.status == OK:
-                for rule, value in zip(self.rules, values, strict=True):
-                    rule.narrow_row(row, temperature, value)
-            yield row
+                start = 0
+                for rule, count in zip(self.rules, counts, strict=True):
+                    own = values[start : start + count]
+                    temperature = rule.apply_row(row, temperature, own)
+                    start += count
+            yield row, temperature
 
     def resolve_rows(self) -> Resolved:
         """The supports of a CPU batch, row after row."""
-        found = [(row.value, row.index, row.upper, row.status) for row in self.rows()]
-        value, index, upper, status = zip(*found, strict=True) if found else ((), (), (), ())
+        found = [(row.value, row.index, row.upper, row.status, heat) for row, heat in self.rows()]
+        columns = zip(*found, strict=True) if found else ((), (), (), (), ())
+        value, index, upper, status, heat = columns
         dtype = compute_dtype(self.logits.dtype)
         support = Support(
             torch.tensor(value, dtype=dtype),
             torch.tensor(index, dtype=torch.int64),
             torch.tensor(upper, dtype=dtype),
         )
-        return _without_law(support, torch.tensor(status, dtype=torch.int8))
+        temperature = torch.tensor(heat, dtype=torch.float64)
+        return _without_law(support, torch.tensor(status, dtype=torch.int8), temperature)
 
     def resolve_batch(self) -> Resolved:
         """The supports of a batch on any device, all rows at once, without synchronising."""
@@ -281,8 +315,8 @@ class Call:
         logits = self.logits.masked_fill((status != OK)[:, None], 0.0)
         heat = torch.where(self.valid & ~greedy, self.temperature, 1.0)
         support = Support.everything(logits)
-        for rule, value in zip(self.rules, self.values, strict=True):
-            support = rule.narrow(logits, support, heat, value)
+        for rule, own in zip(self.rules, self.values, strict=True):
+            support, heat = rule.apply(logits, support, heat, own)
 
         argmax = top_k_reference(logits, Support.everything(logits), torch.ones_like(heat))
         support = Support(
@@ -290,7 +324,19 @@ class Call:
             torch.where(greedy, argmax.index, support.index),
             torch.where(greedy, torch.inf, support.upper),
         )
-        return _without_law(support, status)
+        return _without_law(support, status, torch.where(greedy, 0.0, heat))
+
+    def respread(self, truncated: Tensor, temperature: Tensor) -> Tensor:
+        """Truncated logits whose law at the temperature of the call is that of the rules.
+
+        Args:
+            truncated: `[batch, vocab]`.
+            temperature: float64 `[batch]`, that of the draw.
+        """
+        if not change_temperature(self.rules):
+            return truncated
+        greedy = self.temperature == 0
+        return rescaled(truncated, torch.where(greedy, 1.0, self.temperature / temperature))
 
 
 def _nothing_kept(logits: Tensor) -> Tensor:
@@ -303,8 +349,8 @@ def _nothing_kept(logits: Tensor) -> Tensor:
     return torch.from_numpy(words).view(logits.dtype).fill_(-torch.inf)
 
 
-def _without_law(support: Support, status: Tensor) -> Resolved:
-    """The supports, empty where the status is not 0."""
+def _without_law(support: Support, status: Tensor, temperature: Tensor) -> Resolved:
+    """The supports, empty where the status is not 0; the temperature is 1 there."""
     fine = status == OK
     return Resolved(
         Support(
@@ -313,4 +359,5 @@ def _without_law(support: Support, status: Tensor) -> Resolved:
             torch.where(fine, support.upper, -torch.inf),
         ),
         status,
+        torch.where(fine, temperature, 1.0),
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -27,6 +27,7 @@ from .arguments import validity
 from .backend import KERNEL_DTYPES, Backend, operations_of, takes_triton
 from .laws import Law, NodeLaws, law_of
 from .rules import Rule
+from .temperature_rules import change_temperature
 from .truncation import check_rules
 
 # name -> module and class: adding a verifier is one file and one line here
@@ -434,7 +435,7 @@ class LogitsBlock:
         listed = check_rules(rules)
         for name, value in (
             ("temperature", temperature),
-            *((rule.parameter, rule.value) for rule in listed),
+            *((name, value) for rule in listed for name, value, *_ in rule.parameters),
         ):
             if isinstance(value, Tensor) and value.shape not in ((), (len(draft_token_ids),)):
                 raise ValueError(
@@ -455,13 +456,21 @@ class LogitsBlock:
         from warpdraft.kernels.verification_triton import verify_block_triton
 
         batch, device = len(self.draft_token_ids), self.draft_token_ids.device
+        target, draft, rules = self._target_logits, self._draft_logits, self.rules
+        if change_temperature(rules):
+            from .heated_rules import nodes_heated
+
+            target, draft = (
+                nodes_heated(logits, rules, self._temperature) for logits in (target, draft)
+            )
+            rules = ()
         verified = verify_block_triton(
-            self._target_logits.detach(),
-            self._draft_logits.detach(),
+            target.detach(),
+            draft.detach(),
             self.draft_token_ids,
             self._node_index,
             self.drawn,
-            operations_of(self.rules),
+            operations_of(rules),
             self._temperature,
             noise,
             verifier.name,
@@ -542,9 +551,14 @@ def _check_numbers(name: str, numbers: Tensor, size: int) -> None:
 
 def _of_rows(rule: Rule, rows: Tensor) -> Rule:
     """The rule for these rows of the batch."""
-    if rule.parameter is None or not isinstance(rule.value, Tensor) or rule.value.ndim == 0:
+    if not rule.has_tensors:
         return rule
-    return replace(rule, **{rule.parameter: rule.value[rows]})  # type: ignore[type-var]
+    return rule.with_parameters(
+        [
+            value[rows] if isinstance(value, Tensor) and value.ndim else value
+            for _, value, *_ in rule.parameters
+        ]
+    )
 
 
 def without_bad_rows(

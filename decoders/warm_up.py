@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -61,9 +60,7 @@ def warmup(
         raise ValueError("warmup compiles kernels for a GPU, and torch sees none")
     temperature = _one_row(temperature, device)
     listed = tuple(
-        rule
-        if rule.parameter is None
-        else replace(rule, **{rule.parameter: _one_row(rule.value, device)})  # type: ignore[type-var]
+        rule.with_parameters([_one_row(value, device) for _, value, *_ in rule.parameters])
         for rule in check_rules(rules)
     )
     for vocab in _widths(shapes):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .draft_sources import ModelSource
-from .first_layers import view_of
+from .model_views import kept_view, view_of
 from .tree_mask import model_inside
 
 if TYPE_CHECKING:
@@ -27,14 +27,13 @@ class WithoutAdapter(ModelSource):
     """
 
     def model_for(self, target: PreTrainedModel) -> PreTrainedModel:
-        """See `ModelSource`."""
+        """See `ModelSource`; the same view as long as the target's weights are."""
         inside = model_inside(target)
         draft = _without_adapter(inside)
         if draft is inside:
             name = type(inside).__name__
             raise ValueError(f"the target {name} has no adapted layer to draft without")
-        model: PreTrainedModel = draft
-        return model
+        return kept_view(target, "without adapter", draft)
 
 
 def _without_adapter(module: Module) -> Any:

@@ -40,7 +40,11 @@ from .transformers_arguments import check_arguments
 from .transformers_custom_generate import FusedSampling, SpeculativeDecoding, SpeculativeOutput
 from .transformers_grammars import OutlinesLogitsProcessor, XGrammarLogitsProcessor
 from .transformers_install import Installation, install
-from .transformers_processors import MinPLogitsProcessor, TopHLogitsProcessor
+from .transformers_processors import (
+    MinPLogitsProcessor,
+    RulesLogitsProcessor,
+    TopHLogitsProcessor,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +66,7 @@ __all__ = [
     "MinPLogitsProcessor",
     "OutlinesLogitsProcessor",
     "PromptLookup",
+    "RulesLogitsProcessor",
     "SpeculativeDecoding",
     "SpeculativeOutput",
     "TopHLogitsProcessor",

@@ -1,19 +1,23 @@
-"""The mask-only logits processors: they choose the support and leave every surviving score as it is."""
+"""Our rules as logits processors: they choose the support and leave every surviving score as it is.
+
+Only rules that change the temperature move the survivors, by what the call's temperature lacks.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from warpdraft.rules import MinP, Rule, TopH
-from warpdraft.truncation import truncate
+from warpdraft.truncation import check_rules, truncate
 
 
-class _MaskOnlyProcessor(LogitsProcessor):
-    """Truncates on `scores / temperature` and hands the surviving scores on untempered.
+class _RulesProcessor(LogitsProcessor):
+    """Applies rules to `scores / temperature` and hands the surviving scores on untempered.
 
     Right in every slot before the engine's temperature, `generate`'s custom slot included. There it
     also runs before `top_k` (50 unless `generate` gets `top_k=0`) and `top_p`.
@@ -23,21 +27,39 @@ class _MaskOnlyProcessor(LogitsProcessor):
     context_free = True
     supports_continuous_batching = True
 
-    def __init__(self, rule: Rule, temperature: float) -> None:
+    def __init__(self, rules: Rule | Sequence[Rule], temperature: float) -> None:
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, got {temperature}.")
-        self.rule = rule
+        self.rules = check_rules(rules)
         self.temperature = temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Mask `scores` `[batch, vocab]`: a new tensor, -inf outside the support."""
-        return truncate(scores, self.rule, temperature=self.temperature)
+        return truncate(scores, self.rules, temperature=self.temperature)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.rule}, temperature={self.temperature})"
+        rules = ", ".join(map(repr, self.rules))
+        return f"{type(self).__name__}({rules}, temperature={self.temperature})"
 
 
-class TopHLogitsProcessor(_MaskOnlyProcessor):
+class RulesLogitsProcessor(_RulesProcessor):
+    """Any rules as a logits processor, in their order: truncation rules and temperature rules.
+
+    Args:
+        rules: one or several, such as `[DynamicTemperature(0.5, 1.5), MinP(0.1)]`.
+        temperature: that of the call; `temperature=` of `generate` divides the scores afterwards,
+            which gives the law of the rules whatever temperature they have come to.
+
+    Raises:
+        TypeError: a rule is not a rule.
+        ValueError: the temperature is not positive and finite.
+    """
+
+    def __init__(self, rules: Rule | Sequence[Rule], *, temperature: float = 1.0) -> None:
+        super().__init__(rules, temperature)
+
+
+class TopHLogitsProcessor(_RulesProcessor):
     """Top-H as a logits processor: keeps the longest prefix whose entropy is at most alpha times H.
 
     Args:
@@ -64,7 +86,7 @@ class TopHLogitsProcessor(_MaskOnlyProcessor):
         super().__init__(rule, temperature)
 
 
-class MinPLogitsProcessor(_MaskOnlyProcessor):
+class MinPLogitsProcessor(_RulesProcessor):
     """Min-p as a logits processor: keeps tokens of at least `min_p` times the largest probability.
 
     Args:

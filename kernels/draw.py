@@ -124,7 +124,8 @@ def draw(
     mass = mass.detach()
     if token_ids is not None:
         return _race_columns(mass.double(), token_ids, noise, role, depth, path)
-    if mass.device.type == "cpu":
+    # compiled code cannot look at a row, on a CPU either
+    if mass.device.type == "cpu" and not torch.compiler.is_compiling():
         return _draw_by_support(mass, noise, role, depth, path)
     return _draw_both_ways(mass, noise, role, depth, path)
 
@@ -150,7 +151,7 @@ def _race_columns(
 def _draw_both_ways(
     mass: Tensor, noise: Noise, role: Role, depth: int | Tensor, path: int | Tensor
 ) -> Tensor:
-    """Every row both ways, then the one its support needs: the launches never depend on values."""
+    """Every row both ways, then the one its support needs: nothing that runs depends on values."""
     direct = _race_support(*_compact(mass), noise, role, depth, path)
     staged = _race_stages(mass, noise, role, depth, path)
     return torch.where(torch.count_nonzero(mass, dim=1) <= DIRECT, direct, staged)

@@ -137,7 +137,7 @@ class Noise:
     ) -> Tensor:
         """The named words.
 
-        Values on another device than the CPU are not checked: reading them would synchronise.
+        Values on another device than the CPU, and in compiled code, are not checked: reading them would synchronise.
 
         Args:
             role: what the numbers decide.
@@ -163,7 +163,7 @@ class Noise:
         path = _beside("path", path, index, MAX_PATH)
 
         names = self.seed[:, None], self.sequence[:, None], self.step[:, None], index, depth, path
-        if index.device.type != "cpu":
+        if index.device.type != "cpu" or torch.compiler.is_compiling():
             return philox_torch(*_layout(role, *names))[0]
         arrays = (name.numpy() if isinstance(name, Tensor) else name for name in names)
         return torch.from_numpy(philox_numpy(*_layout(role, *arrays))[0].astype("int64"))
@@ -253,6 +253,6 @@ def _host(name: str, value: SupportsIndex, low: int, high: int) -> int:
 
 def _check_range(name: str, value: Tensor, low: int, high: int) -> None:
     """Refuse a CPU tensor with a value out of its range; reading another one would synchronise."""
-    if value.device.type == "cpu" and value.numel():
+    if value.device.type == "cpu" and not torch.compiler.is_compiling() and value.numel():
         for bound in value.aminmax():
             _host(name, int(bound), low, high)

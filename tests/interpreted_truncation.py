@@ -358,6 +358,10 @@ def test_launches_follow_from_shapes_and_rules(rules, vocab, waits):
     assert plan(operations_of(rules), vocab) == waits
 
 
+class OwnMinP(MinP):
+    """A caller's own rule."""
+
+
 @pytest.mark.parametrize(
     ("logits", "rules", "reason"),
     [
@@ -368,8 +372,9 @@ def test_launches_follow_from_shapes_and_rules(rules, vocab, waits):
             "min_tokens_to_keep=101",
         ),
         (torch.zeros(1, 4), [TopH(0.4, variant="transformers")] * 7, "14 operations"),
+        (torch.zeros(1, 4), [OwnMinP(0.1)], "OwnMinP is none of the rules"),
     ],
-    ids=["float64", "tokens-to-keep", "operations"],
+    ids=["float64", "tokens-to-keep", "operations", "own-rule"],
 )
 def test_calls_that_the_kernels_refuse(logits, rules, reason):
     for function in (truncate, sample):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import warpdraft.library  # noqa: F401  (registers the operators)
-from warpdraft import MinP, TopH, TopK, rule_codes
+from warpdraft import DynamicTemperature, HapoTemperature, MinP, TopH, TopK, rule_codes
 
 CHAIN = (TopK(30), TopH(0.6), MinP(0.05))
 
@@ -20,11 +20,14 @@ def arguments_of(name: str, backend: str) -> list[tuple[Any, ...]]:
     rows, numbers = torch.tensor([2, 0]), torch.arange(3)
     plain = rule_codes.encode(CHAIN, 1.0)
     mixed = rule_codes.encode((TopH(torch.tensor([0.2, 0.5, 0.9])), MinP(0.1)), torch.tensor(0.8))
+    heat = HapoTemperature(torch.tensor([-1.0, 0.0, 1.0]), 1.0, 1.0, 0.5, strength=0.3)
+    heated = rule_codes.encode((TopK(30), DynamicTemperature(0.5, 1.5), MinP(0.1), heat), 1.3)
     narrow = rule_codes.encode((TopH(torch.tensor([0.2, 0.9])),), 1.0)
     seed, step = torch.tensor(7), torch.tensor(3)
     if name == "truncate":
         return [
             (logits, *plain, None, None, backend),
+            (logits, *heated, None, None, backend),
             (logits, *mixed, words, None, backend),
             (logits.t().contiguous().t(), *narrow, None, rows, backend),
         ]
@@ -36,6 +39,7 @@ def arguments_of(name: str, backend: str) -> list[tuple[Any, ...]]:
     if name == "sample":
         return [
             (logits, *plain, seed, None, step, False, None, backend),
+            (logits, *heated, seed, None, step, True, None, backend),
             (logits, *mixed, numbers, numbers, numbers, True, words, backend),
         ]
     paths = torch.randint(40, (3, 2, 2), generator=generator)

@@ -86,7 +86,7 @@ def call(operator, args, kwargs):
     if operator is _aten._fused_sdp_choice.default:
         # the plain form of attention: the fused ones ask for the backend's name
         return 0
-    device = next(iter(devices), CPU)
+    device = next(iter(devices or {tensor.device for tensor in tensors}), CPU)
     if kwargs.get("device") is not None:
         device = torch.device(kwargs["device"])
         kwargs = {**kwargs, "device": CPU}

@@ -156,3 +156,13 @@ def test_layers_of_a_split_target_draft():
     with pretended_device():
         written = write(split(target()), speculation(FirstLayers(1)))
     assert torch.equal(written.cpu(), expected)
+
+
+@pytest.mark.parametrize("role", ["draft", "target"])
+def test_static_caches_refuse_a_model_elsewhere(role):
+    models = {"target": target(), "draft": draft()}
+    move(models[role])
+    spec = SpeculativeDecoding(models["draft"])
+    message = rf"device of input_ids, cpu; the {role} model LlamaForCausalLM is on pretended:0"
+    with pretended_device(), pytest.raises(ValueError, match=message):
+        write(models["target"], spec, cache_implementation="static")

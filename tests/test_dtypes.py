@@ -192,6 +192,8 @@ def test_an_adapted_target_has_its_own_law(lora, name):
 
 def test_the_model_under_the_adapter_drafts_without_a_second_copy(lora):
     draft = WithoutAdapter().model_for(lora)
+    # what was compiled for it is found again
+    assert WithoutAdapter().model_for(lora) is draft
     torch.testing.assert_close(draft(PROMPT).logits, small(4)(PROMPT).logits)
     weights = {id(parameter) for parameter in lora.parameters()}
     assert {id(parameter) for parameter in draft.parameters()} <= weights

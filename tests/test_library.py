@@ -13,8 +13,11 @@ from own_process import run_tests
 
 import warpdraft
 from warpdraft import (
+    DynamicTemperature,
+    EntropyDependentTemperature,
     Epsilon,
     Eta,
+    HapoTemperature,
     MinP,
     PLess,
     TopA,
@@ -41,6 +44,9 @@ RULES = [
     PLess(),
     PLess(normalized=True),
     Typical(0.7),
+    DynamicTemperature(0.5, 1.5),
+    EntropyDependentTemperature(torch.tensor([0.1, 1.0, 2.0]), 1.2),
+    HapoTemperature(-1.0, torch.tensor([0.5, 1.0, 2.0]), 1.0, 0.8, 0.3),
 ]
 
 
@@ -70,8 +76,12 @@ def test_every_rule_has_a_number():
         (([15], [1], [1.0, 0.4], [None, None]), "operation 15 is no rule"),
         (([-1], [1], [1.0, 0.4], [None, None]), "operation -1 is no rule"),
         (([2], [1], [1.0, 1.4], [None, None]), r"min_p must be in \[0, 1\]"),
+        (([32], [1], [1.0, 1.4], [None, None]), "operation 32 is no rule"),
+        (([2, 32], [1, 1], [1.0, 0.1, 0.1], [None] * 3), "MinP has 1$"),
+        (([12], [1], [1.0, 0.5], [None, None]), "DynamicTemperature has 3 and no ties"),
+        (([28, 32, 32], [1] * 3, [1.0, 0.5, 1.5, 1.0], [None] * 4), "operation 28 with 3"),
     ],
-    ids=["keeps", "numbers", "unknown", "negative", "range"],
+    ids=["keeps", "numbers", "unknown", "negative", "range", "alone", "many", "few", "ties"],
 )
 def test_lists_that_name_no_rules(lists, message):
     with pytest.raises(ValueError, match=message):

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import warpdraft.per_request
 from warpdraft import (
+    DynamicTemperature,
     Epsilon,
     Eta,
     MinP,
@@ -40,6 +41,8 @@ LISTS = [
     (TopH(0.9), TopK(5)),
     (PLess(),),
     (PLess(normalized=True), Typical(0.8)),
+    (DynamicTemperature(0.5, 1.5), MinP(0.1)),
+    (DynamicTemperature(0.8, 1.2, 2.0), MinP(0.3)),
 ]
 
 

@@ -14,11 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CompileConfig, DynamicCache, PreTrainedModel
 
 from warpdraft.adaptive_shape import AdaptiveShape
+from warpdraft.compiled_steps import _compiled
 from warpdraft.integrations.transformers import FusedSampling, SpeculativeDecoding
 from warpdraft.laws import LawPipeline
 from warpdraft.loop import Generated
 from warpdraft.prompt_lookup import PromptLookup
-from warpdraft.slot_model import SlotModel, _compiled, capacity_for
+from warpdraft.slot_model import SlotModel, capacity_for
 
 EAGER = CompileConfig(fullgraph=True, dynamic=False, backend="aot_eager", mode=None)
 

@@ -33,7 +33,11 @@ class Optimal(NodeVerifier):
     Attributes:
         num_bins: of the grid of ratios; None sorts every row and attains the optimum up to rounding.
         selector: "clip" or "lex": two selection laws that accept equally often.
-        most_top: at most so many of the root's candidates are the draft's most likely tokens.
+        most_top: at most so many of the root's candidates are the draft's most likely tokens; the argument `num_top`.
+
+    Raises:
+        TypeError: `num_top` is no int.
+        ValueError: `num_bins` below 1, `num_top` below 0, another selector.
     """
 
     name = "optimal"
