@@ -1,4 +1,4 @@
-"""The command line: `warpdraft generate`, `verify`, `env`, `bench kernels`, `bench spec` and `bench verifiers`.
+"""The command line: `warpdraft generate`, `inspect`, `verify`, `env`, and the benchmarks under `bench`.
 
 torch and transformers are imported inside the commands, so that `warpdraft --help` answers at once.
 """
@@ -13,7 +13,9 @@ import typer
 from .console import stderr
 from .env_command import env
 from .generate_command import generate
+from .inspect_command import inspect
 from .kernels_command import kernels
+from .quality_command import quality
 from .speculation_command import speculation
 from .verifiers_command import verifiers
 from .verify_command import verify
@@ -29,9 +31,11 @@ app = typer.Typer(
 bench_app = typer.Typer(help="Benchmarks that print how they were run.")
 app.add_typer(bench_app, name="bench")
 app.command("generate")(generate)
+app.command("inspect")(inspect)
 app.command("verify")(verify)
 app.command("env")(env)
 bench_app.command("kernels")(kernels)
+bench_app.command("quality")(quality)
 bench_app.command("spec")(speculation)
 bench_app.command("verifiers")(verifiers)
 

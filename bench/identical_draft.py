@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from typing import Any, cast
 
+import typer
+
 from warpdraft.bench.model_pair import ModelPair, load_pair
 from warpdraft.builtin_pair import held_out_prompts
 from warpdraft.integrations.transformers import SpeculativeOutput, generate
@@ -26,10 +28,11 @@ PROMPTS = 10
 NEW_TOKENS = 64
 
 
-def acceptance(pair: ModelPair, num_drafts: int, setting: dict[str, float]) -> GenerationStats:
+def acceptance(
+    pair: ModelPair, num_drafts: int, setting: dict[str, float], texts: list[str], new_tokens: int
+) -> GenerationStats:
     """One batch of prompts, drafted and verified by the same model."""
-    prompts = pair.encode(held_out_prompts()[:PROMPTS], raw=True)
-    arguments: dict[str, Any] = {**prompts, "top_p": 1.0, **setting}
+    arguments: dict[str, Any] = {**pair.encode(texts, raw=True), "top_p": 1.0, **setting}
     output = generate(
         pair.target,
         pair.target,
@@ -39,7 +42,7 @@ def acceptance(pair: ModelPair, num_drafts: int, setting: dict[str, float]) -> G
         layout="paths",
         do_sample=True,
         top_k=0,
-        max_new_tokens=NEW_TOKENS,
+        max_new_tokens=new_tokens,
         return_dict_in_generate=True,
         seed=0,
         **arguments,
@@ -49,15 +52,16 @@ def acceptance(pair: ModelPair, num_drafts: int, setting: dict[str, float]) -> G
     return stats
 
 
-def main() -> None:
+def main(prompts: int = PROMPTS, new_tokens: int = NEW_TOKENS) -> None:
     """Print the table."""
+    texts = held_out_prompts()[:prompts]
     print("| identical draft | K | " + " | ".join(map(_name, SETTINGS)) + " |")
     print("|---|---|" + "---|" * len(SETTINGS))
     fewest = sys.maxsize
     for dtype in ("float32", "bfloat16"):
         pair = load_pair(dtype=dtype)
         for num_drafts in (1, 4):
-            runs = [acceptance(pair, num_drafts, each) for each in SETTINGS]
+            runs = [acceptance(pair, num_drafts, each, texts, new_tokens) for each in SETTINGS]
             fewest = min(fewest, *(run.drafted_tokens for run in runs))
             cells = (f"{run.acceptance_rate:.4f}" for run in runs)
             print(f"| {dtype} | {num_drafts} | {' | '.join(cells)} |")
@@ -69,4 +73,4 @@ def _name(setting: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -14,12 +14,12 @@ from typing import Annotated
 
 import typer
 
+from warpdraft.bench.marks import between, marks
 from warpdraft.bench.throughput.results import Result, load
 
 RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).parent.parent / "README.md"
-START = "<!-- kernels on a GPU: made by bench/kernel_table.py -->"
-END = "<!-- end of kernels on a GPU -->"
+START, END = marks("kernels on a GPU", "bench/kernel_table.py")
 NOTHING = "Not measured yet: no run of `bash bench/gpu.sh` on a GPU has been committed."
 
 OWN = "warpdraft"
@@ -88,11 +88,7 @@ def with_table(readme: str, made: str) -> str:
     Raises:
         ValueError: a mark is missing.
     """
-    before, start, rest = readme.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"README.md has no line {START!r} or {END!r}")
-    return f"{before}{START}\n{made}\n{END}{after}"
+    return between(readme, START, END, f"\n{made}\n")
 
 
 def main(

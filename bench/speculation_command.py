@@ -34,6 +34,10 @@ from .options import (
 )
 from .prompts import prompts_for
 
+PLAN = "Plan"
+BATCHES = "1,2,4,8,16,32,64,128,256,512"
+CONTEXTS = "1024,8192,32768,131072"
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -97,6 +101,48 @@ def speculation(
     skip: SkippedLayers = None,
     device: Device = "cpu",
     dtype: Dtype = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            help="Predict instead: tokens a second on this machine, by a cost model. h100, h100-pcie, h200, gh200, "
+            "a100, l40s, rtx-4090, b200, mi300x or cpu (this one, measured now). --csv, --json and --plot then hold "
+            "the plan.",
+            metavar="MACHINE",
+            rich_help_panel=PLAN,
+        ),
+    ] = None,
+    efficiency: Annotated[
+        str | None,
+        typer.Option(
+            help="Block efficiency: a number, for one K and L, or a --csv or --json file of this command.",
+            show_default="measured now",
+            metavar="NUMBER|FILE",
+            rich_help_panel=PLAN,
+        ),
+    ] = None,
+    acceptance: Annotated[
+        str | None,
+        typer.Option(
+            help="Block efficiency from the chance that a draft token is accepted, taken as the same everywhere; or "
+            "one chance for each K that one of K candidates is.",
+            metavar="RATE,...",
+            rich_help_panel=PLAN,
+        ),
+    ] = None,
+    batches: Annotated[
+        str, typer.Option(help="Texts a batch.", metavar="B,...", rich_help_panel=PLAN)
+    ] = BATCHES,
+    contexts: Annotated[
+        str, typer.Option(help="Cached tokens a text.", metavar="N,...", rich_help_panel=PLAN)
+    ] = CONTEXTS,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Change an assumption of the cost model (docs/plan.md); may be repeated.",
+            metavar="NAME=NUMBER",
+            rich_help_panel=PLAN,
+        ),
+    ] = None,
     num_top: NumTop = None,
     node_budget: NodeBudget = None,
     layout: LayoutName = "auto",
@@ -110,7 +156,7 @@ def speculation(
     """Measure block efficiency and speed over verifiers, draft paths and draft lengths.
 
     Every setting continues the same prompts; plain sampling comes first. Combinations that a verifier does not take
-    are left out.
+    are left out. With --plan speed on another machine is predicted, over batch size and context.
     """
     drafts, lengths = (
         whole_numbers("--num-drafts", num_drafts),
@@ -119,6 +165,30 @@ def speculation(
     check_folder("--json", json_file)
     check_folder("--csv", csv_file)
     check_folder("--plot", plot_file)
+    asked_plan = None
+    if plan is not None:
+        with working("Counting the models"):
+            from .plan_command import known_efficiencies, planned, show_plan
+
+            asked_plan = planned(
+                plan,
+                model,
+                draft_model,
+                skip or (),
+                dtype=dtype,
+                layout=layout,
+                assume=assume or (),
+                batches=whole_numbers("--batches", batches),
+                contexts=whole_numbers("--contexts", contexts),
+            )
+            known = known_efficiencies(efficiency, acceptance, drafts, lengths)
+        if known is not None:
+            show_plan(
+                asked_plan, known, json_file=json_file, csv_file=csv_file, plot_file=plot_file
+            )
+            return
+    elif efficiency is not None or acceptance is not None or assume:
+        raise ValueError("--efficiency, --acceptance and --assume belong to --plan")
     with working("Loading torch and the models"):
         from .bench_speculation import PLAIN, measure, recommendation, settings
         from .model_pair import load_pair, own_verifier
@@ -155,6 +225,17 @@ def speculation(
     title = f"{pair.name}, {len(texts)} prompts, {max_new_tokens} new tokens, {sampling}"
     stdout.print(result_table(measurements, title))
     stdout.print("\n".join(recommendation(measurements)), markup=False)
+    if asked_plan is not None:
+        from .plan import efficiencies_of
+
+        show_plan(
+            asked_plan,
+            efficiencies_of(measurements),
+            json_file=json_file,
+            csv_file=csv_file,
+            plot_file=plot_file,
+        )
+        return
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(line) for line in measurements], indent=1) + "\n")
     if csv_file is not None:

@@ -46,13 +46,16 @@ def optimal_acceptance(
     Raises:
         ValueError: shapes that differ, a negative or NaN probability, a row that does not sum to 1, `num_drafts` < 1,
             `num_top` < 0, other `drafts`.
-        TypeError: a tensor that is not floating point.
+        TypeError: a tensor that is not floating point, a number that is no int.
     """
     if target_probs.shape != draft_probs.shape or target_probs.ndim != 2:
         raise ValueError(
             "target_probs and draft_probs must have one shape [rows, vocab], "
             f"got {list(target_probs.shape)} and {list(draft_probs.shape)}"
         )
+    for name, number in (("num_drafts", num_drafts), ("num_top", num_top)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{name} must be an int, got {number!r}")
     if num_drafts < 1:
         raise ValueError(f"num_drafts must be at least 1, got {num_drafts}")
     if num_top < 0:
@@ -84,8 +87,13 @@ def _normalised(name: str, probs: Tensor) -> Tensor:
     if not probs.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {probs.dtype}")
     probs = probs.double()
-    if not bool((probs >= 0).all()):
-        raise ValueError(f"{name} must hold probabilities >= 0, got a negative one or NaN")
+    below = (~(probs >= 0)).nonzero()
+    if len(below) > 0:
+        row, token = below[0].tolist()
+        raise ValueError(
+            f"{name} must hold probabilities >= 0, got {float(probs[row, token])} "
+            f"for token {token} of row {row}"
+        )
     total = probs.sum(1, keepdim=True)
     wrong = ((total - 1).abs() > _SUM_TOLERANCE).squeeze(1).nonzero()
     if len(wrong) > 0:

@@ -62,7 +62,10 @@ class AdaptiveShape:
             ):
                 raise ValueError(f"{name} must hold ints in [1, {largest}], got {values!r}")
         if (self.draft_cost is None) != (self.node_cost is None):
-            raise ValueError("give draft_cost and node_cost both, or neither to have them timed")
+            raise ValueError(
+                "give draft_cost and node_cost both, or neither to have them timed, "
+                f"got {self.draft_cost} and {self.node_cost}"
+            )
         for name in ("draft_cost", "node_cost"):
             cost = getattr(self, name)
             if cost is not None and not 0 <= cost < np.inf:

@@ -50,7 +50,8 @@ def check_bitmask(token_bitmask: Tensor | None, rows: int, logits: Tensor) -> No
         )
     if token_bitmask.stride(1) != 1 and shape[1] > 1:
         raise ValueError(
-            "token_bitmask must have words side by side: stride 1 in its last dimension"
+            "token_bitmask must have words side by side: stride 1 in its last dimension, "
+            f"got {token_bitmask.stride(1)}"
         )
 
 

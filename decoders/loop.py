@@ -131,7 +131,9 @@ class LoopOptions:
             raise ValueError(f"cache_implementation must be one of {choices}, got {name!r}")
         if name == "dynamic":
             if self.compile_config is not None:
-                raise ValueError('only cache_implementation="static" is compiled')
+                raise ValueError(
+                    f'compile_config= needs cache_implementation="static", got {name!r}'
+                )
             return
         verifier = get_verifier(self.verifier)
         several = self.adaptive is not None and len(self.adaptive.num_drafts or ()) > 1
@@ -631,7 +633,10 @@ def _check_inputs(input_ids: Tensor, attention_mask: Tensor | None, options: Loo
             f"got {list(attention_mask.shape)}"
         )
     if attention_mask is not None and not bool(attention_mask[:, -1].all()):
-        raise ValueError("pad prompts on the left: the last column of attention_mask must be 1")
+        row = int((attention_mask[:, -1] == 0).nonzero()[0])
+        raise ValueError(
+            f"pad prompts on the left: the last column of attention_mask must be 1, row {row} has 0"
+        )
     if options.max_length <= input_ids.shape[1]:
         raise ValueError(
             f"max_length must exceed the prompt's width {input_ids.shape[1]}, got {options.max_length}"

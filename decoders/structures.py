@@ -390,7 +390,10 @@ def get_drafter(
             )
         return StochasticBeam(num_drafts) if drafts == "without_replacement" else Beam(num_drafts)
     if drafts != "iid" or num_top > 0:
-        raise ValueError('structure="rollover" is for verifiers of i.i.d. drafts')
+        raise ValueError(
+            'structure="rollover" is for verifiers of i.i.d. drafts, '
+            f"got drafts={drafts!r} with {num_top} of the most likely tokens"
+        )
     budget = num_drafts * draft_length if node_budget is None else node_budget
     if not draft_length <= budget <= MOST_NODES:
         raise ValueError(

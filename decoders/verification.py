@@ -302,7 +302,10 @@ def get_verifier(verifier: str | Verifier, **options: Any) -> Verifier:
     made = getattr(import_module(module), class_name)
     unknown = chosen.keys() - inspect.signature(made).parameters.keys()
     if unknown:
-        raise ValueError(f'verifier "{verifier}" has no {", ".join(sorted(unknown))}')
+        known = ", ".join(inspect.signature(made).parameters) or "none"
+        raise ValueError(
+            f'verifier "{verifier}" has no {", ".join(sorted(unknown))}; its options: {known}'
+        )
     instance = made(**chosen)
     assert isinstance(instance, Verifier)
     return instance

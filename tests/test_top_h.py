@@ -7,6 +7,8 @@ import torch
 from reference import VOCABS, assert_right_on
 
 from warpdraft import TopH, truncate
+from warpdraft.kernels.support import mask
+from warpdraft.truncation import Call
 
 
 @pytest.mark.parametrize(
@@ -85,3 +87,11 @@ def test_the_transformers_variant_looks_at_100_tokens():
     assert len(kept(torch.randn(1, 5000), TopH(1.0, variant="transformers"))) == 100
     assert kept(torch.zeros(1, 200), TopH(0.405, variant="transformers")) == list(range(40))
     assert kept(torch.zeros(1, 200), TopH(0.4)) == list(range(8))
+
+
+@pytest.mark.parametrize("variant", ["paper", "transformers"])
+def test_the_batched_form_of_alpha_one_keeps_all_of_100_tokens(variant):
+    # running sums may end above the sum by rounding: at 1 they are not compared
+    logits = torch.randn(200, 100, generator=torch.Generator().manual_seed(0))
+    resolved = Call.create(logits, TopH(1.0, variant=variant), 1.0).resolve_batch()
+    assert torch.equal(mask(logits, resolved.support), logits)

@@ -9,6 +9,7 @@ import torch
 from tiny_models import tiny_model
 
 from warpdraft.integrations.transformers import (
+    FusedSampling,
     OutlinesLogitsProcessor,
     SpeculativeDecoding,
     XGrammarLogitsProcessor,
@@ -16,10 +17,18 @@ from warpdraft.integrations.transformers import (
 
 VOCAB, END = 40, 0
 PATTERN = re.compile(r"(12|34)(5|6)+0")
+PATTERNS = [re.compile(r"12(5|6)+0"), re.compile(r"34(5|6)+0")]
 
 
 class Index:
-    """outlines': `(12|34)(5|6)+`, then the end token; a state is the text's place in it."""
+    """outlines': `(12|34)(5|6)+`, then the end token; a state is the text's place in it.
+
+    `first` leaves one of its beginnings.
+    """
+
+    def __init__(self, first=None):
+        if first is not None:
+            self.steps = {**self.steps, 0: {first: self.steps[0][first]}}
 
     steps = {  # noqa: RUF012
         0: {1: 1, 3: 2},
@@ -44,7 +53,7 @@ class Matcher:
     """xgrammar's, over the same language."""
 
     def __init__(self, grammar):
-        self.index, self.states = Index(), [0]
+        self.index, self.states = grammar.index, [0]
 
     def accept_token(self, token):
         state = self.index.get_next_state(self.states[-1], token)
@@ -64,18 +73,29 @@ class Matcher:
             bitmask[0, token // 32] |= 1 << token % 32
 
 
+def processor_of(package, *indices):
+    grammars = list(indices)
+    if package == "xgrammar":
+        info = types.SimpleNamespace(vocab_size=VOCAB)
+        grammars = [types.SimpleNamespace(tokenizer_info=info, index=index) for index in indices]
+    cls = XGrammarLogitsProcessor if package == "xgrammar" else OutlinesLogitsProcessor
+    return cls(grammars if len(grammars) > 1 else grammars[0], prompt_length=3)
+
+
 @pytest.fixture(params=["xgrammar", "outlines"])
-def processor(request, monkeypatch):
-    if request.param == "outlines":
-        return OutlinesLogitsProcessor(Index(), prompt_length=3)
+def package(request, monkeypatch):
     module = types.ModuleType("xgrammar")
     module.GrammarMatcher = Matcher
     module.allocate_token_bitmask = lambda rows, width: torch.full(
         (rows, (width + 31) // 32), -1, dtype=torch.int32
     )
     monkeypatch.setitem(sys.modules, "xgrammar", module)
-    info = types.SimpleNamespace(vocab_size=VOCAB)
-    return XGrammarLogitsProcessor(types.SimpleNamespace(tokenizer_info=info), prompt_length=3)
+    return request.param
+
+
+@pytest.fixture
+def processor(package):
+    return processor_of(package, Index())
 
 
 def allowed(processor, *texts):
@@ -117,6 +137,35 @@ def test_speculation_stays_in_the_grammar(processor, sampled):
     for row in written[:, 3:].tolist():
         text = "".join(map(str, row))
         assert PATTERN.match(text + "0"), text
+
+
+@pytest.mark.parametrize("loop", ["plain", "fused", "speculative"])
+def test_every_prompt_has_its_own_grammar(package, loop):
+    model, draft = tiny_model(vocab=VOCAB), tiny_model(vocab=VOCAB, seed=1)
+    loops = {"fused": FusedSampling(seed=1)}
+    loops["speculative"] = SpeculativeDecoding(draft, num_drafts=2, seed=1)
+    torch.manual_seed(0)
+    written = model.generate(
+        torch.tensor([[0, 9, 2], [5, 7, 8]]),
+        attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]]),
+        do_sample=True,
+        top_k=0,
+        num_return_sequences=3,
+        max_new_tokens=40,
+        eos_token_id=END,
+        logits_processor=[processor_of(package, Index(1), Index(3))],
+        custom_generate=loops.get(loop),
+    )
+    for row, tokens in enumerate(written[:, 3:].tolist()):
+        text = "".join(map(str, tokens))
+        assert PATTERNS[row // 3].match(text + "0"), (row, text)
+
+
+def test_grammars_that_do_not_fit_the_rows(package):
+    with pytest.raises(ValueError, match="2 grammars, one a prompt, cannot be those of 3 rows"):
+        allowed(processor_of(package, Index(1), Index(3)), [9] * 3, [9] * 3, [9] * 3)
+    with pytest.raises(ValueError, match="got an empty list"):
+        OutlinesLogitsProcessor([], prompt_length=3)
 
 
 class Stateful:

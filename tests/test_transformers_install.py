@@ -39,6 +39,13 @@ def test_scores_are_those_of_transformers_bit_for_bit(name, rows):
     assert torch.equal(warper(None, rows), expected)
 
 
+def test_typical_and_eta_stay_transformers_own():
+    with install():
+        for name in ORIGINALS.keys() - ARGUMENTS.keys():
+            assert getattr(generation_utils, name) is ORIGINALS[name]
+    assert ORIGINALS.keys() - ARGUMENTS.keys() == {"TypicalLogitsWarper", "EtaLogitsWarper"}
+
+
 def test_the_papers_rule_and_the_order_of_warpers(model, rows):
     config = GenerationConfig(do_sample=True, temperature=1.5, top_h=0.6, top_k=30, min_p=0.01)
     plain = [type(processor).__name__ for processor in model._get_logits_processor(config)]

@@ -30,16 +30,18 @@ PROMPTS = torch.tensor([[0, 0, 5], [3, 7, 2]])
 MASK = torch.tensor([[0, 0, 1], [1, 1, 1]])
 
 
-def xgrammar_processor(prompt_length=3):
+def xgrammar_processor(*patterns):
     info = xgrammar.TokenizerInfo(LETTERS, vocab_size=8, stop_token_ids=[0])
-    grammar = xgrammar.GrammarCompiler(info).compile_regex(PATTERN)
-    return XGrammarLogitsProcessor(grammar, prompt_length)
+    compiler = xgrammar.GrammarCompiler(info)
+    grammars = [compiler.compile_regex(pattern) for pattern in patterns or (PATTERN,)]
+    return XGrammarLogitsProcessor(grammars, prompt_length=3)
 
 
-def outlines_processor(prompt_length=3):
+def outlines_processor(*patterns):
     letters = {letter: [token] for token, letter in enumerate(LETTERS) if token > 0}
-    index = outlines_core.Index(PATTERN, outlines_core.Vocabulary(0, letters))
-    return OutlinesLogitsProcessor(index, prompt_length)
+    vocabulary = outlines_core.Vocabulary(0, letters)
+    indices = [outlines_core.Index(pattern, vocabulary) for pattern in patterns or (PATTERN,)]
+    return OutlinesLogitsProcessor(indices, prompt_length=3)
 
 
 PACKAGES = {"xgrammar": xgrammar_processor, "outlines_core": outlines_processor}
@@ -72,6 +74,20 @@ def test_every_text_matches_the_grammar(package, loop):
     for tokens in write(PACKAGES[package](), loops()[loop], rows=40).tolist():
         text = "".join(LETTERS[token] for token in tokens).partition("<end>")[0]
         assert re.fullmatch(PATTERN, text), text
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("loop", loops())
+def test_every_prompt_has_its_own_grammar(package, loop):
+    torch.manual_seed(0)
+    patterns = ["ab(e|f)+", "(cd)+g"]
+    processor = PACKAGES[package](*patterns)
+    texts = write(processor, loops()[loop], num_return_sequences=20).tolist()
+    for row, tokens in enumerate(texts):
+        text = "".join(LETTERS[token] for token in tokens).partition("<end>")[0]
+        # a text of twelve tokens may be cut
+        pattern = re.compile(patterns[row // 20])
+        assert pattern.fullmatch(text) or (len(text) == 12 and pattern.match(text + "g")), text
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -119,7 +135,7 @@ def test_four_tokens_follow_the_constrained_law(package):
 
 
 def test_the_stateful_processor_is_refused():
-    grammar = xgrammar_processor()._grammar
+    (grammar,) = xgrammar_processor()._grammars
     with pytest.raises(ValueError, match=r"XGrammarLogitsProcessor\(compiled_grammar"):
         write(xgrammar.contrib.hf.LogitsProcessor(grammar), SpeculativeDecoding(DRAFT))
 

