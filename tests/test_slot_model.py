@@ -232,7 +232,10 @@ def test_generate_says_which_caches_and_how_to_compile() -> None:
         ({"verifier": "recursive_without_replacement"}, "recursive_without_replacement"),
         ({"adaptive": AdaptiveShape(num_drafts=(1, 2))}, "one num_drafts"),
         ({"cache_implementation": "paged"}, "must be one of dynamic, static"),
-        ({"cache_implementation": "dynamic", "compile_config": EAGER}, "is compiled"),
+        (
+            {"cache_implementation": "dynamic", "compile_config": EAGER},
+            'needs cache_implementation="static"',
+        ),
     ],
 )
 def test_what_static_caches_do_not_suit_is_refused(options, message) -> None:
