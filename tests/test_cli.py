@@ -8,7 +8,6 @@ import json
 import re
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -28,24 +27,7 @@ from warpdraft.bench.cli import one_line, run
 PROMPT = "def add(a, b):"
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("the command line went to the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
-@pytest.fixture
-def call(capsys):
-    """Runs one command; returns its exit code, stdout and stderr."""
-
-    def run_command(*arguments: str) -> tuple[int, str, str]:
-        code = run(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDE"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +14,6 @@ from reference import in_order, supports
 
 from warpdraft import MinP, TopH, TopK, TopP, truncate
 from warpdraft.bench import model_pair
-from warpdraft.bench.cli import run
 from warpdraft.bench.inspector import StepLaw, inspect_generation, role_of, trimmed
 from warpdraft.bench.model_pair import load_pair
 from warpdraft.bench.rule_names import DEFAULT_RULES, NAMES, rules_named
@@ -32,12 +30,7 @@ COMPARED = [
 CHAIN = rules_named("top-k=20+top-h=0.6")
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("the command line went to the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +53,6 @@ def inspect(pair, sampling, speculation=SPECULATION, compared=COMPARED, prompt=P
 def hot(pair):
     """A run at temperature 1.3, and what was kept of it."""
     return inspect(pair, Sampling((), 1.3, 24, 5), compared=[*COMPARED, CHAIN])
-
-
-@pytest.fixture
-def call(capsys):
-    def run_command(*arguments: str) -> tuple[int, str, str]:
-        code = run(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
 
 
 RUNS = {

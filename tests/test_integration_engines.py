@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engine_modules import stand_in
 
 import warpdraft.integrations
 from warpdraft import MinP, TopH, TopK, Typical, truncate
@@ -52,23 +53,9 @@ SGLANG = {
 }
 
 
-def install(monkeypatch, modules):
-    """Modules of these names and contents, in the place of the engine's."""
-    monkeypatch.delitem(sys.modules, "warpdraft.integrations.sglang", raising=False)
-    for name, contents in modules.items():
-        parts = name.split(".")
-        for length in range(1, len(parts) + 1):
-            package = ".".join(parts[:length])
-            if package not in sys.modules:
-                module = types.ModuleType(package)
-                module.__path__ = []
-                monkeypatch.setitem(sys.modules, package, module)
-        sys.modules[name].__dict__.update(contents)
-
-
 @pytest.fixture
 def sglang_class(monkeypatch):
-    install(monkeypatch, SGLANG)
+    stand_in(monkeypatch, "sglang", SGLANG)
     yield importlib.import_module("warpdraft.integrations.sglang").Truncation
     sys.modules.pop("warpdraft.integrations.sglang")
 
@@ -147,7 +134,7 @@ def test_sglang_travels_by_name(sglang_class):
 
 
 def test_a_missing_or_old_sglang_gets_one_line(monkeypatch):
-    install(monkeypatch, SGLANG)
+    stand_in(monkeypatch, "sglang", SGLANG)
     monkeypatch.setitem(sys.modules, "sglang.srt.sampling.custom_logit_processor", None)
     with pytest.raises(ImportError, match=r"needs SGLang 0\.5\.23 or newer") as caught:
         importlib.import_module("warpdraft.integrations.sglang")
@@ -246,7 +233,7 @@ class MLXArray:
 
 @pytest.fixture
 def mlx_class(monkeypatch):
-    install(monkeypatch, {"mlx.core": {"array": MLXArray, "float32": "float32"}})
+    stand_in(monkeypatch, "mlx_lm", {"mlx.core": {"array": MLXArray, "float32": "float32"}})
     monkeypatch.setattr(sys.modules["mlx"], "core", sys.modules["mlx.core"], raising=False)
     yield importlib.import_module("warpdraft.integrations.mlx_lm").Truncation
     sys.modules.pop("warpdraft.integrations.mlx_lm")

@@ -9,13 +9,13 @@ import enum
 import importlib
 import subprocess
 import sys
-import types
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
+from engine_modules import stand_in
 from no_synchronisation import NoSynchronisation
 from pretended_device import DEVICE, pretended_device
 
@@ -101,23 +101,9 @@ INTERFACES = {
 }
 
 
-def install(monkeypatch, interfaces):
-    """Modules of these names and contents, in the place of vLLM."""
-    monkeypatch.delitem(sys.modules, "warpdraft.integrations.vllm", raising=False)
-    for name, contents in interfaces.items():
-        parts = name.split(".")
-        for length in range(1, len(parts) + 1):
-            package = ".".join(parts[:length])
-            if package not in sys.modules:
-                module = types.ModuleType(package)
-                module.__path__ = []
-                monkeypatch.setitem(sys.modules, package, module)
-        sys.modules[name].__dict__.update(contents)
-
-
 @pytest.fixture
 def processor_class(monkeypatch):
-    install(monkeypatch, INTERFACES)
+    stand_in(monkeypatch, "vllm", INTERFACES)
     yield importlib.import_module("warpdraft.integrations.vllm").Truncation
     sys.modules.pop("warpdraft.integrations.vllm")
 
@@ -255,7 +241,7 @@ def test_bad_parameters_are_refused_before_the_engine_sees_them(processor_class)
 
 @pytest.mark.parametrize("missing", INTERFACES)
 def test_a_missing_or_old_engine_gets_one_line(monkeypatch, missing):
-    install(monkeypatch, INTERFACES)
+    stand_in(monkeypatch, "vllm", INTERFACES)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=r"needs vLLM 0\.32 or newer") as caught:
         importlib.import_module("warpdraft.integrations.vllm")
