@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -202,7 +201,7 @@ def _tiny_model(seed: int, dtype: torch.dtype) -> PreTrainedModel:
         eos_token_id=None,
         pad_token_id=PAD,
     )
-    model = cast(PreTrainedModel, AutoModelForCausalLM.from_config(copy.deepcopy(config)))
+    model = cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
