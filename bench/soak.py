@@ -141,6 +141,9 @@ def slope(points: Sequence[tuple[int, float]]) -> tuple[float, float, float]:
     if len(points) < 8:
         raise ValueError(f"a slope needs at least 8 points, got {len(points)}")
     late = np.array(points[len(points) // 2 :], dtype=float)
+    # a count that stands still has no residuals, of which linregress makes NaN
+    if (late[:, 1] == late[0, 1]).all():
+        return 0.0, 0.0, 0.0
     fit = stats.linregress(late[:, 0] / 1000, late[:, 1])
     half = float(stats.t.ppf(0.975, len(late) - 2) * fit.stderr)
     return float(fit.slope), float(fit.slope) - half, float(fit.slope) + half

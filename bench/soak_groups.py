@@ -100,7 +100,7 @@ class Group:
             verifier=verifier,
             num_drafts=num_drafts,
             draft_length=rng.choice([1, 2, 4]),
-            num_top=1 if verifier == "optimal" and rng.random() < 0.3 else None,
+            num_top=1 if verifier == "optimal" and not rollover and rng.random() < 0.3 else None,
             structure="rollover" if rollover else "paths",
             layout="auto" if static else rng.choice(["auto", "paths"]),
             adapts=iid and not rollover and not static and rng.random() < 0.2,

@@ -158,5 +158,6 @@ def test_a_slope_is_that_of_the_second_half():
     slope, low, high = soak.slope(grown)
     assert slope == pytest.approx(3.0)
     assert low <= slope <= high
+    assert soak.slope([(step, 7.0) for step in range(9)]) == (0.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="8 points, got 3"):
         soak.slope(grown[:3])
