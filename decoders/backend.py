@@ -28,7 +28,7 @@ from .rules import (
 )
 
 if TYPE_CHECKING:
-    from warpdraft.kernels.truncation_triton import Operation
+    from warpdraft.kernels.truncation_plan import Operation
 
 Backend = Literal["auto", "torch", "triton"]
 
@@ -69,8 +69,8 @@ def takes_triton(
 def operations_of(rules: Sequence[Rule]) -> tuple[Operation, ...]:
     """Truncation rules as the kernels' program."""
     # imports Triton, so only when a kernel is launched
-    from warpdraft.kernels import prefix_search_triton as search
-    from warpdraft.kernels.truncation_triton import Operation
+    from warpdraft.kernels import prefix_score_triton as search
+    from warpdraft.kernels.truncation_plan import Operation
 
     codes = {
         MinP: search.MIN_P,

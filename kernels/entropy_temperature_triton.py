@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .row_stats import LEAST_LEVEL
-from .truncation_triton import _Call
+from .truncation_call import TruncationCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def row_sums_triton(
         temperature: float64 `[rows]`; a greedy row counts as one of temperature 1.
         token_bitmask: int32 `[rows, ceil(vocab / 32)]`; tokens whose bit is 0 count as -inf.
     """
-    call = _Call(logits, (), temperature, None, token_bitmask, None)
+    call = TruncationCall(logits, (), temperature, None, token_bitmask, None)
     if call.rows:
         # Triton launches on the current device, which need not be that of the logits
         with torch.cuda.device_of(logits):

@@ -95,7 +95,7 @@ class Noise:
         Raises:
             ValueError: a value is out of its range, a tensor has another shape, both `seed` and
                 `generator` are given, or one sequence is given for several rows.
-            TypeError: a value is neither an integer nor an int64 tensor.
+            TypeError: a value is neither an integer nor an int64 tensor, or `generator` is none.
             RuntimeError: `seed=None` while a CUDA graph is captured.
         """
         device = torch.device(device)
@@ -107,6 +107,8 @@ class Noise:
                 f"one sequence ({one}) for {rows} rows would draw the same tokens in "
                 f"each; pass an int64 tensor [{rows}]"
             )
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator, got {generator!r}")
         if seed is None:
             seed = _fresh_seed(generator, device)
         elif generator is not None:
@@ -243,6 +245,8 @@ def _beside(name: str, value: int | Tensor, index: Tensor, high: int) -> int | T
 
 def _host(name: str, value: SupportsIndex, low: int, high: int) -> int:
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer or an int64 tensor, got {value!r}") from None

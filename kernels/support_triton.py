@@ -1,7 +1,7 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""Supports on a GPU: the rules in their order by one program a row, and the mask they leave.
+"""Supports on a GPU: the rules in their order by one program a row.
 
-A program is a list of operations of kernels/prefix_search_triton.py, each on the law renormalised to
+A program is a list of operations of kernels/prefix_score_triton.py, each on the law renormalised to
 the support so far, whose sums are those of
     the first operation:        the whole row
     a support of candidates:    the candidates
@@ -12,16 +12,20 @@ different things; the launches are the same for all of them.
 
 Typical sampling bounds a support from above too, maybe below all candidates: a row that goes on from
 there gets the sums, the group maxima and then the candidates of its support alone.
-
-The formulas of the thresholds are those of the files of the rules, with d = x - max:
-    min-p        d >= T ln min_p                       epsilon   d >= T (ln S + ln epsilon)
-    top-n-sigma  d >= -n std                           eta       d >= T (ln S + min(ln eta, ln(eta) / 2 - H))
-    top-a        d >= T (ln a - ln S)                  p-less    d >= T min(ln(c S), 0), c = Q / S**2
 """
 
 from __future__ import annotations
 
 from ._triton import jit, kernel, tl
+from .bracket_search_triton import search_bracket
+from .candidate_search_triton import (
+    CANDIDATE_GROUPS,
+    among,
+    choose_candidates,
+    covers,
+    load_candidates,
+    search_candidates,
+)
 from .draw_triton import (
     BY_COUNT,
     BY_STAGES,
@@ -33,22 +37,10 @@ from .draw_triton import (
     race,
     store_drawn,
 )
-from .prefix_search_triton import (
-    CANDIDATE_GROUPS,
-    CANDIDATES,
-    COLLECTED,
-    ENDS,
-    EPSILON,
-    ETA,
+from .prefix_score_triton import (
     MIN_P,
-    N_SIGMA,
-    P_LESS,
-    P_LESS_NORMALIZED,
     PARTIAL_ENTROPY,
-    TOP_A,
-    TOP_H,
     TOP_K,
-    TOP_P,
     TYPICAL,
     holds,
     key_value,
@@ -56,9 +48,6 @@ from .prefix_search_triton import (
     operation_at,
     ordered_key,
     rule_of,
-    search_candidates,
-    select_groups,
-    settle_crowd,
     standings,
     sums_of,
     with_ties,
@@ -66,9 +55,6 @@ from .prefix_search_triton import (
 from .row_stats_triton import (
     BRACKET,
     DONE,
-    F_BASE_COUNT,
-    F_BASE_EXCESS,
-    F_BASE_MOMENT,
     F_BOUND,
     F_CENTRE,
     F_COMPLETE_VALUE,
@@ -85,7 +71,6 @@ from .row_stats_triton import (
     F_UPPER,
     F_VALUE,
     F_WHOLE_MAXIMUM,
-    GROUP,
     I_BRACKETED,
     I_COMPLETE_INDEX,
     I_DRAW,
@@ -97,20 +82,16 @@ from .row_stats_triton import (
     LEAST_FINITE,
     LN2,
     LOG2E,
-    SLICE,
     STATE,
     SUMS,
     exponents,
-    in_support,
-    load_logits,
     load_plane,
     log1p,
     merge_stats,
-    not_above,
-    row_pointer,
     scale_of,
     source_pointer,
 )
+from .thresholds_triton import least_logit, looser, search_bound, stricter
 
 # as in kernels/support.py
 NAN = tl.constexpr(1)
@@ -126,54 +107,6 @@ NEARER = tl.constexpr(1e-30)
 
 LOWEST_PROBABILITY = tl.constexpr(-745.1)
 """exp of less is 0 in float64: transformers' top-H drops such tokens."""
-
-
-@jit
-def least_logit(operation, parameter, maximum, heat, excess, moment, squares, count, deviation):
-    """The least kept logit of a threshold rule."""
-    log_total = log1p(excess)
-    log_parameter = tl.log(parameter)
-    level = log_parameter
-    level = tl.where(operation == EPSILON, log_total + log_parameter, level)
-    entropy = log_total - moment * LN2 / (1.0 + excess)
-    log_eta = tl.minimum(log_parameter, 0.5 * log_parameter - entropy)
-    level = tl.where(operation == ETA, log_total + log_eta, level)
-    level = tl.where(operation == TOP_A, log_parameter - log_total, level)
-    agreement = squares / ((1.0 + excess) * (1.0 + excess))
-    uneven = tl.maximum(count * agreement - 1.0, 0.0) / tl.maximum(count - 1.0, 1.0)
-    agreement = tl.where(operation == P_LESS_NORMALIZED, uneven, agreement)
-    together = tl.minimum(tl.log(agreement) + log_total, 0.0)
-    is_p_less = (operation == P_LESS) | (operation == P_LESS_NORMALIZED)
-    level = tl.where(is_p_less, together, level)
-    sigma = tl.sqrt(deviation / tl.maximum(count - 1.0, 1.0))
-    return maximum + tl.where(operation == N_SIGMA, -parameter * sigma, heat * level)
-
-
-@jit
-def search_bound(operation, parameter, excess, moment):
-    """The bound of a search rule and the ln Z of its score."""
-    total = 1.0 + excess
-    log_total = log1p(excess)
-    entropy = log_total - moment * LN2 / total
-    partial = total * log_total - moment * LN2
-    bound = parameter * tl.where(operation == TOP_H, entropy, partial)
-    by_mass = (operation == TOP_P) | (operation == TYPICAL)
-    bound = tl.where(by_mass, parameter * total, bound)
-    return tl.where(operation == TOP_K, parameter, bound), log_total
-
-
-@jit
-def looser(value, index, other_value, other_index):
-    """The looser of two thresholds."""
-    other = (other_value < value) | ((other_value == value) & (other_index > index))
-    return tl.where(other, other_value, value), tl.where(other, other_index, index)
-
-
-@jit
-def stricter(value, index, other_value, other_index):
-    """The stricter of two thresholds."""
-    other = (other_value > value) | ((other_value == value) & (other_index < index))
-    return tl.where(other, other_value, value), tl.where(other, other_index, index)
 
 
 @kernel
@@ -253,43 +186,28 @@ def support_kernel(
         whole_maximum, excess, moment, squares, count, deviation = merge_stats(
             stats_ptr, row, slices, rows, scale, SQUARES, DEVIATION, SLICES
         )
-        status = zero
-        status = tl.where(whole_maximum == -float("inf"), EMPTY, status)
-        status = tl.where(whole_maximum == float("inf"), POSITIVE_INFINITY, status)
-        status = tl.where(whole_maximum != whole_maximum, NAN, status)
-        if HAS_VALID:
-            valid = tl.load(valid_ptr + row).to(tl.int32)
-            status = tl.where(valid == 0, BAD_PARAMETER, status)
+        status = status_of(whole_maximum, valid_ptr, row, HAS_VALID)
         tl.store(status_ptr + row, status.to(tl.int8))
         if status != 0:
             tl.store(state_ptr + I_WAITING, DONE)
             tl.store(state_ptr + I_DRAW, DRAWN)
-            tl.store(value_ptr + row, float("inf"))
-            tl.store(index_ptr + row, -1)
-            tl.store(upper_ptr + row, -float("inf"))
+            keep_nothing(value_ptr, index_ptr, upper_ptr, row)
             if SAMPLE:
-                tl.store(token_ids_ptr + row, -1)
-                tl.store(logprobs_ptr + row, float("nan"))
-                tl.store(kept_mass_ptr + row, float("nan"))
+                draw_nothing(token_ids_ptr, logprobs_ptr, kept_mass_ptr, row)
             return
         maximum = whole_maximum
         tl.store(numbers_ptr + F_WHOLE_MAXIMUM, maximum)
         tl.store(numbers_ptr + F_MAXIMUM, maximum)
         tl.store(numbers_ptr + F_EXCESS, excess)
-        lane = tl.arange(0, SLICES)
         if LEAST:
-            leasts = load_plane(stats_ptr, row, slices, rows, 7, SLICES)
-            least_finite = tl.min(tl.where(lane < slices, leasts, float("inf")), 0)
+            least_finite = least_of(stats_ptr, row, slices, rows, SLICES)
             tl.store(numbers_ptr + F_LEAST, least_finite)
         if RAW:
-            maxima = load_plane(stats_ptr, row, slices, rows, 0, SLICES)
-            raw = load_plane(stats_ptr, row, slices, rows, 8, SLICES)
-            raw = tl.sum(raw * tl.exp2(exponents(maxima, maximum, LOG2E)), 0)
+            raw = raw_sum(stats_ptr, row, slices, rows, maximum, SLICES)
             tl.store(numbers_ptr + F_RAW, raw)
-        maxima_ptr = group_maxima_ptr + row.to(tl.int64) * num_groups
-        complete_value, complete_index = select_groups(maxima_ptr, groups_ptr, num_groups, GROUPS)
-        tl.store(numbers_ptr + F_COMPLETE_VALUE, complete_value)
-        tl.store(state_ptr + I_COMPLETE_INDEX, complete_index)
+        complete_value, complete_index = choose_candidates(
+            group_maxima_ptr, groups_ptr, numbers_ptr, state_ptr, row, num_groups, GROUPS
+        )
         waiting = zero
         position = zero
         value = 0.0 * excess + LEAST_FINITE
@@ -327,127 +245,55 @@ def support_kernel(
             known = 1 + zero
             if INTERVALS:
                 # the candidates may lie above the support: it gets its own
-                maxima_ptr = group_maxima_ptr + row.to(tl.int64) * num_groups
-                complete_value, complete_index = select_groups(
-                    maxima_ptr, groups_ptr, num_groups, GROUPS
+                complete_value, complete_index = choose_candidates(
+                    group_maxima_ptr, groups_ptr, numbers_ptr, state_ptr, row, num_groups, GROUPS
                 )
-                tl.store(numbers_ptr + F_COMPLETE_VALUE, complete_value)
-                tl.store(state_ptr + I_COMPLETE_INDEX, complete_index)
         else:
             if waiting != BRACKET:
                 return
 
-    # the candidates: a prefix of the row's order, in the registers of this program
-    place = tl.arange(0, CANDIDATES)
-    group = tl.load(groups_ptr + place // GROUP)
-    tokens = group * GROUP + place % GROUP
-    wanted = (group >= 0) & (tokens < vocab)
-    x = load_logits(row_ptr, tokens, wanted, bitmask_ptr, bitmask_stride, row, HAS_BITMASK)
-    complete = wanted & in_support(x, tokens, complete_value, complete_index)
-    complete = complete & (x > -float("inf"))
-    x = tl.where(complete, x, -float("inf"))
+    x, tokens, complete = load_candidates(
+        row_ptr,
+        groups_ptr,
+        bitmask_ptr,
+        bitmask_stride,
+        row,
+        vocab,
+        complete_value,
+        complete_index,
+        HAS_BITMASK,
+    )
     top_id = tl.min(tl.where(complete & (x == maximum), tokens, NO_TOKEN), 0)
 
     if BRACKETED:
         operation, ties_all, parameter, keep = rule_of(
             parameters_ptr, parameter_stride, rule_stride, program, position, row
         )
-        search = tl.maximum(operation, TOP_K)
         crowd = tl.load(state_ptr + I_BRACKETED)
         if crowd > 0:
-            bound = tl.load(numbers_ptr + F_BOUND)
-            log_total = tl.load(numbers_ptr + F_LOG_TOTAL)
-            base_count = tl.load(numbers_ptr + F_BASE_COUNT)
-            base_excess = tl.load(numbers_ptr + F_BASE_EXCESS)
-            base_moment = tl.load(numbers_ptr + F_BASE_MOMENT)
-            ids_ptr = collected_ptr + row.to(tl.int64) * COLLECTED
-            parts_ptr = ends_ptr + row.to(tl.int64) * slices * ENDS
-            equal = crowd < 0
-            found_value = value
-            found_index = index
-            centre = 0.0 * heat
-            least = centre
-            most = centre
-            if INTERVALS:
-                centre = tl.load(numbers_ptr + F_CENTRE)
-                lane = tl.arange(0, SLICES)
-                leasts = tl.load(
-                    parts_ptr + lane * ENDS + 2, mask=lane < slices, other=float("inf")
-                )
-                mosts = tl.load(
-                    parts_ptr + lane * ENDS + 3, mask=lane < slices, other=-float("inf")
-                )
-                least = tl.min(leasts, 0)
-                most = tl.max(mosts, 0)
-            left_out = omitted(operation, top_id)
-            if crowd > COLLECTED:
-                (
-                    equal,
-                    found_value,
-                    found_index,
-                    crowd,
-                    base_count,
-                    base_excess,
-                    base_moment,
-                    least,
-                    most,
-                ) = settle_crowd(
-                    row_ptr,
-                    bitmask_ptr,
-                    bitmask_stride,
-                    row,
-                    slices,
-                    ids_ptr,
-                    parts_ptr,
-                    crowd,
-                    value,
-                    index,
-                    upper,
-                    maximum,
-                    centre,
-                    scale,
-                    left_out,
-                    base_count,
-                    base_excess,
-                    base_moment,
-                    search,
-                    bound,
-                    log_total,
-                    keep,
-                    vocab,
-                    INTERVALS,
-                    SLICES,
-                    HAS_BITMASK,
-                )
-            if equal == 0:
-                spot = tl.arange(0, COLLECTED)
-                ids = tl.load(ids_ptr + spot, mask=spot < crowd, other=0)
-                y = load_logits(
-                    row_ptr, ids, spot < crowd, bitmask_ptr, bitmask_stride, row, HAS_BITMASK
-                )
-                standing = y
-                if INTERVALS:
-                    standing = standings(y, operation, maximum, centre)
-                found_value, found_index = search_candidates(
-                    standing,
-                    y,
-                    ids,
-                    spot < crowd,
-                    maximum,
-                    scale,
-                    left_out,
-                    base_count,
-                    base_excess,
-                    base_moment,
-                    search,
-                    bound,
-                    log_total,
-                    keep,
-                )
-                if INTERVALS:
-                    near = (spot < crowd) & (standing >= found_value)
-                    least = tl.minimum(least, tl.min(tl.where(near, y, float("inf")), 0))
-                    most = tl.maximum(most, tl.max(tl.where(near, y, -float("inf")), 0))
+            found_value, found_index, least, most = search_bracket(
+                row_ptr,
+                bitmask_ptr,
+                bitmask_stride,
+                collected_ptr,
+                ends_ptr,
+                numbers_ptr,
+                row,
+                slices,
+                crowd,
+                value,
+                index,
+                upper,
+                maximum,
+                scale,
+                top_id,
+                operation,
+                keep,
+                vocab,
+                INTERVALS,
+                SLICES,
+                HAS_BITMASK,
+            )
             if INTERVALS:
                 if operation == TYPICAL:
                     upper = most
@@ -482,14 +328,8 @@ def support_kernel(
         operation, ties_all, parameter, keep = rule_of(
             parameters_ptr, parameter_stride, rule_stride, program, position, row
         )
-        inside = (
-            (value > complete_value)
-            | ((value == complete_value) & (index <= complete_index))
-            | (complete_value == -float("inf"))
-        )
-        candidates = complete & in_support(x, tokens, value, index)
-        if INTERVALS:
-            candidates = candidates & (x <= upper)
+        inside = covers(complete_value, complete_index, value, index)
+        candidates = among(x, tokens, complete, value, index, upper, INTERVALS)
         some_count, some_excess, some_moment = sums_of(
             candidates, x, tokens, maximum, scale, top_id
         )
@@ -573,22 +413,20 @@ def support_kernel(
                 else:
                     if inside == 0:
                         waiting = zero + BRACKET
-                        # above all candidates that the prefix may end with, down to the last mass,
-                        # or to the last token where a number of them is asked for
-                        high = key_value(ordered_key(complete_value) + 1)
-                        low = value
-                        if LEAST:
-                            low = tl.maximum(low, tl.load(numbers_ptr + F_LEAST))
-                        by_count = (operation == TOP_K) | (keep > 1.0)
-                        least_mass = tl.maximum(low, maximum + heat * LOWEST_EXPONENT)
-                        low = tl.minimum(tl.where(by_count, low, least_mass), complete_value)
+                        low, high = bracket_of(
+                            operation,
+                            keep,
+                            value,
+                            complete_value,
+                            maximum,
+                            heat,
+                            centre,
+                            edge,
+                            numbers_ptr,
+                            LEAST,
+                            INTERVALS,
+                        )
                         if INTERVALS:
-                            if operation == TYPICAL:
-                                # no nearer than the farther end of the support
-                                low = tl.minimum((low - maximum) - centre, -tl.abs(centre))
-                                low = tl.maximum(tl.minimum(low, edge), LEAST_FINITE)
-                                high = key_value(ordered_key(edge) + 1)
-                                high = tl.where(edge < 0.0, high, NEARER)
                             tl.store(numbers_ptr + F_CENTRE, centre)
                         tl.store(numbers_ptr + F_THRESHOLD, least)
                         tl.store(numbers_ptr + F_LOW, low)
@@ -625,15 +463,8 @@ def support_kernel(
     if KEPT:
         if waiting == 0:
             if known == 0:
-                inside = (
-                    (value > complete_value)
-                    | ((value == complete_value) & (index <= complete_index))
-                    | (complete_value == -float("inf"))
-                )
-                if inside:
-                    kept = complete & in_support(x, tokens, value, index)
-                    if INTERVALS:
-                        kept = kept & (x <= upper)
+                if covers(complete_value, complete_index, value, index):
+                    kept = among(x, tokens, complete, value, index, upper, INTERVALS)
                     _, excess, _ = sums_of(kept, x, tokens, maximum, scale, top_id)
                 else:
                     waiting = zero + SUMS
@@ -656,25 +487,15 @@ def support_kernel(
     tl.store(upper_ptr + row, upper)
 
     if SAMPLE:
-        inside = (
-            (value > complete_value)
-            | ((value == complete_value) & (index <= complete_index))
-            | (complete_value == -float("inf"))
-        )
-        kept = complete & in_support(x, tokens, value, index)
-        if INTERVALS:
-            kept = kept & (x <= upper)
-        masses = tl.where(kept, tl.exp2(exponents(x, maximum, scale)), 0.0)
-        present = tl.sum((masses > 0.0).to(tl.int32), 0)
+        kept = among(x, tokens, complete, value, index, upper, INTERVALS)
         if heat == 0.0:
             tl.store(token_ids_ptr + row, top_id.to(tl.int64))
-            if RAW:
-                tl.store(logprobs_ptr + row, -tl.log(tl.load(numbers_ptr + F_RAW)))
-            else:
-                tl.store(logprobs_ptr + row, 0.0)
+            tl.store(logprobs_ptr + row, greedy_logprob(numbers_ptr, RAW))
             tl.store(kept_mass_ptr + row, 1.0)
         else:
-            if inside & (present <= DIRECT):
+            masses = tl.where(kept, tl.exp2(exponents(x, maximum, scale)), 0.0)
+            present = tl.sum((masses > 0.0).to(tl.int32), 0)
+            if covers(complete_value, complete_index, value, index) & (present <= DIRECT):
                 numbers = exponential(seed_ptr, sequence_ptr, step_ptr, row, PLAIN, tokens)
                 token, _ = race(masses, numbers, tokens)
                 _, kept_excess, _ = sums_of(kept, x, tokens, maximum, scale, top_id)
@@ -698,41 +519,91 @@ def support_kernel(
                 tl.store(state_ptr + I_DRAW, how)
 
 
-@kernel
-def mask_kernel(
-    logits_ptr,  # [batch, vocab]
-    row_stride,
-    out_ptr,  # [batch, vocab], maybe the logits themselves
-    out_stride,
-    rows_ptr,  # [rows] int64
-    bitmask_ptr,
-    bitmask_stride,
-    group_maxima_ptr,  # [rows, groups] float32
-    value_ptr,  # [rows] float32
-    index_ptr,  # [rows] int64
-    upper_ptr,  # [rows] float32
-    vocab,
-    num_groups,
+@jit
+def status_of(maximum, valid_ptr, row, HAS_VALID: tl.constexpr):
+    """Why a row has no support; 0 where it has one."""
+    status = tl.full((), 0, tl.int32)
+    status = tl.where(maximum == -float("inf"), EMPTY, status)
+    status = tl.where(maximum == float("inf"), POSITIVE_INFINITY, status)
+    status = tl.where(maximum != maximum, NAN, status)
+    if HAS_VALID:
+        valid = tl.load(valid_ptr + row).to(tl.int32)
+        status = tl.where(valid == 0, BAD_PARAMETER, status)
+    return status
+
+
+@jit
+def keep_nothing(value_ptr, index_ptr, upper_ptr, row):
+    """The support of a row that has none."""
+    tl.store(value_ptr + row, float("inf"))
+    tl.store(index_ptr + row, -1)
+    tl.store(upper_ptr + row, -float("inf"))
+
+
+@jit
+def draw_nothing(token_ids_ptr, logprobs_ptr, kept_mass_ptr, row):
+    """The token of a row that has none."""
+    tl.store(token_ids_ptr + row, -1)
+    tl.store(logprobs_ptr + row, float("nan"))
+    tl.store(kept_mass_ptr + row, float("nan"))
+
+
+@jit
+def least_of(stats_ptr, row, slices, rows, SLICES: tl.constexpr):
+    """The least finite logit of a row."""
+    lane = tl.arange(0, SLICES)
+    leasts = load_plane(stats_ptr, row, slices, rows, 7, SLICES)
+    return tl.min(tl.where(lane < slices, leasts, float("inf")), 0)
+
+
+@jit
+def raw_sum(stats_ptr, row, slices, rows, maximum, SLICES: tl.constexpr):
+    """The sum of exp(x - max) over a row, at temperature 1."""
+    maxima = load_plane(stats_ptr, row, slices, rows, 0, SLICES)
+    raw = load_plane(stats_ptr, row, slices, rows, 8, SLICES)
+    return tl.sum(raw * tl.exp2(exponents(maxima, maximum, LOG2E)), 0)
+
+
+@jit
+def bracket_of(
+    operation,
+    keep,
+    value,
+    complete_value,
+    maximum,
+    heat,
+    centre,
+    edge,
+    numbers_ptr,
+    LEAST: tl.constexpr,
     INTERVALS: tl.constexpr,
-    HAS_ROWS: tl.constexpr,
-    HAS_BITMASK: tl.constexpr,
 ):
-    """One slice of a row with -inf outside the support."""
-    row = tl.program_id(0)
-    part = tl.program_id(1)
-    value = tl.load(value_ptr + row)
-    index = tl.load(index_ptr + row)
-    groups = part * (SLICE // GROUP) + tl.arange(0, SLICE // GROUP)
-    maxima_ptr = group_maxima_ptr + row.to(tl.int64) * num_groups + groups
-    maxima = tl.load(maxima_ptr, mask=groups < num_groups, other=-float("inf"))
-    # a group without a kept token is not read again
-    reached = tl.broadcast_to((maxima >= value)[:, None], (SLICE // GROUP, GROUP))
-    tokens = part * SLICE + tl.arange(0, SLICE)
-    wanted = (tokens < vocab) & tl.reshape(reached, (SLICE,))
-    row_ptr = row_pointer(logits_ptr, row_stride, rows_ptr, row, HAS_ROWS)
-    x = load_logits(row_ptr, tokens, wanted, bitmask_ptr, bitmask_stride, row, HAS_BITMASK)
+    """The standings (low, high) between which a prefix may end that holds all candidates.
+
+    Down to the last mass, or to the last token where a number of them is asked for.
+    """
+    high = key_value(ordered_key(complete_value) + 1)
+    low = value
+    if LEAST:
+        low = tl.maximum(low, tl.load(numbers_ptr + F_LEAST))
+    by_count = (operation == TOP_K) | (keep > 1.0)
+    least_mass = tl.maximum(low, maximum + heat * LOWEST_EXPONENT)
+    low = tl.minimum(tl.where(by_count, low, least_mass), complete_value)
     if INTERVALS:
-        x = not_above(x, tl.load(upper_ptr + row))
-    kept = tl.where(in_support(x, tokens, value, index), x, -float("inf"))
-    target_ptr = row_pointer(out_ptr, out_stride, rows_ptr, row, HAS_ROWS)
-    tl.store(target_ptr + tokens, kept.to(out_ptr.dtype.element_ty), mask=tokens < vocab)
+        if operation == TYPICAL:
+            # no nearer than the farther end of the support
+            low = tl.minimum((low - maximum) - centre, -tl.abs(centre))
+            low = tl.maximum(tl.minimum(low, edge), LEAST_FINITE)
+            high = key_value(ordered_key(edge) + 1)
+            high = tl.where(edge < 0.0, high, NEARER)
+    return low, high
+
+
+@jit
+def greedy_logprob(numbers_ptr, RAW: tl.constexpr):
+    """Of the most likely token at temperature 0: that of temperature 1 where it is asked for."""
+    if RAW:
+        logprob = -tl.log(tl.load(numbers_ptr + F_RAW))
+    else:
+        logprob = tl.full((), 0.0, tl.float32)
+    return logprob

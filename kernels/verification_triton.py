@@ -6,7 +6,7 @@
     walk                                  accepted tokens, and where each row of the batch stops
     residual_masses  residual_draw        the recovered or bonus token there
 
-Six launches, seven where the rules may keep thousands of tokens, and those of kernels/truncation_triton.py
+Six launches, seven where the rules may keep thousands of tokens, and those of kernels/truncation_call.py
 for its search rules; two of each for models of different dtypes. The number follows from shapes and rules,
 never from data; nothing waits for the device, and probabilities stay in registers.
 
@@ -27,7 +27,8 @@ from .ratio_splines import knots as knots_of
 from .ratio_sums_triton import KNOTS, LAW, ratio_sums_kernel
 from .residual_triton import STOP, residual_draw_kernel, residual_masses_kernel
 from .shared_tables import shared_table
-from .truncation_triton import Operation, _Call, _power_of_two, _row_stride, _streams
+from .truncation_call import TruncationCall, power_of_two, row_stride, streams
+from .truncation_plan import Operation
 from .walk_triton import K_SEQ, OPTIMAL, OPTIMAL_BLOCK, walk_kernel
 
 VERIFIERS = {"k_seq": K_SEQ, "optimal": OPTIMAL, "optimal_block": OPTIMAL_BLOCK}
@@ -88,11 +89,11 @@ class _Side:
 
     logits: Tensor
     nodes: int
-    call: _Call
+    call: TruncationCall
     first: int
 
     def source(self) -> tuple[Any, ...]:
-        return self.logits, _row_stride(self.logits)
+        return self.logits, row_stride(self.logits)
 
     def state(self) -> tuple[Any, ...]:
         call, rows = self.call, slice(self.first, self.first + len(self.logits))
@@ -177,7 +178,7 @@ def sum_nodes(
                 target.call.vocab,
                 target.call.num_groups,
                 WAITS=target.call.waits_for_kept,
-                SLICES=_power_of_two(slices),
+                SLICES=power_of_two(slices),
                 num_warps=num_warps("ratio_sums_kernel", target_logits.dtype),
             )
     return nodes
@@ -215,7 +216,7 @@ def walk(
         empty(torch.float32, batch, KNOTS.value),
     )
     masses = nodes.masses(batch)
-    streams = _streams(noise)
+    stream_tensors = streams(noise)
     with torch.cuda.device_of(draft_token_ids):
         walk_kernel[(batch,)](
             *nodes.sources(),
@@ -230,15 +231,15 @@ def walk(
             verified.num_accepted,
             verified.survivor_path,
             verified.status,
-            *streams,
+            *stream_tensors,
             num_paths,
             length,
             slices,
             VERIFIER=VERIFIERS[verifier].value,
             LEX=lex,
-            PATHS=_power_of_two(num_paths),
-            OUTPUTS=_power_of_two(length + 1),
-            SLICES=_power_of_two(slices),
+            PATHS=power_of_two(num_paths),
+            OUTPUTS=power_of_two(length + 1),
+            SLICES=power_of_two(slices),
             num_warps=num_warps(
                 "walk_kernel k_seq" if verifier == "k_seq" else "walk_kernel", dtype
             ),
@@ -250,7 +251,7 @@ def walk(
             nodes.knots,
             *stop,
             *masses,
-            *streams,
+            *stream_tensors,
             call.vocab,
             num_groups,
             num_warps=num_warps("residual_masses_kernel", dtype),
@@ -261,13 +262,13 @@ def walk(
             nodes.knots,
             *stop,
             *masses,
-            *streams,
+            *stream_tensors,
             verified.output_token_ids,
             length,
             call.vocab,
             num_groups,
             slices,
-            SLICES=_power_of_two(slices),
+            SLICES=power_of_two(slices),
             num_warps=num_warps("residual_draw_kernel", dtype),
         )
     return verified
@@ -307,7 +308,7 @@ def _call(
     operations: tuple[Operation, ...],
     temperature: float | Tensor,
     valid: Tensor | None,
-) -> _Call:
+) -> TruncationCall:
     """One resolution, with the parameters of the batch given to all their nodes."""
 
     def of_nodes(values: Tensor) -> Tensor:
@@ -321,7 +322,7 @@ def _call(
     )
     if isinstance(temperature, Tensor) and temperature.ndim:
         temperature = of_nodes(temperature)
-    call = _Call(
+    call = TruncationCall(
         logits,
         operations,
         temperature,

@@ -16,7 +16,7 @@ import torch
 from device import DEVICE
 from torch import Tensor
 
-from warpdraft.kernels.truncation_triton import _Call
+from warpdraft.kernels.truncation_call import TruncationCall
 from warpdraft.kernels.verification_triton import Nodes
 
 Mapping = Callable[[Tensor], Tensor]
@@ -51,7 +51,7 @@ def at_device(function: Callable[..., Any]) -> Callable[..., Any]:
         results = function(*arguments, **options)
         for here, there in storages.values():
             here.copy_(there)
-        return Brought(results) if isinstance(results, _Call) else mapped(back, results)
+        return Brought(results) if isinstance(results, TruncationCall) else mapped(back, results)
 
     return call
 

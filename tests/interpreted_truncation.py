@@ -40,13 +40,9 @@ from warpdraft import (
 from warpdraft.backend import operations_of
 from warpdraft.kernels.noise import Noise
 from warpdraft.kernels.support import BAD_PARAMETER, EMPTY, NAN, OK, POSITIVE_INFINITY
-from warpdraft.kernels.truncation_triton import (
-    _Call,
-    plan,
-    sample_triton,
-    support_triton,
-    truncate_triton,
-)
+from warpdraft.kernels.truncation_call import TruncationCall
+from warpdraft.kernels.truncation_plan import plan
+from warpdraft.kernels.truncation_triton import sample_triton, support_triton, truncate_triton
 
 # NumPy interprets: -inf - -inf and log(0) are meant
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -142,7 +138,7 @@ def test_more_groups_than_a_program_holds_at_once(monkeypatch):
     logits = rows_of([gaussian, uniform, bf16_ties], OVERFLOWING)
     operations = operations_of([TopK(90)])
     expected, _ = support_triton(logits, operations, 1.0)
-    monkeypatch.setattr("warpdraft.kernels.truncation_triton.MAX_GROUPS_AT_ONCE", 64)
+    monkeypatch.setattr("warpdraft.kernels.truncation_call.MAX_GROUPS_AT_ONCE", 64)
     found, _ = support_triton(logits, operations, 1.0)
     assert torch.equal(found.value, expected.value)
     assert torch.equal(found.index, expected.index)
@@ -310,7 +306,7 @@ def test_tokens_are_those_of_plain_torch(vocab, rules, mode):
 def test_sums_of_slices_against_float64():
     logits = rows_of([gaussian, spike, masked_tail], SLICED)
     rules = [PLess(), TopNSigma(1.0), TopK(3000)]
-    call = _Call(logits, operations_of(rules), 1.7, None, None, None)
+    call = TruncationCall(logits, operations_of(rules), 1.7, None, None, None)
     call.resolve()
     # the plan restricts the sums of two rows further on; the whole rows are read again
     call._row_stats(restricted=False, raw=True)

@@ -24,14 +24,16 @@ from reference import (
 
 from warpdraft import Eta, MinP, PLess, TopH, TopK, TopNSigma, TopP, Typical, sample, truncate
 from warpdraft.backend import operations_of
-from warpdraft.kernels.prefix_search_triton import COLLECTED
+from warpdraft.kernels.bracket_search_triton import COLLECTED
 from warpdraft.kernels.row_stats_triton import (
     F_COMPLETE_VALUE,
     F_KEPT_EXCESS,
     I_BRACKETED,
     I_TOP_ID,
 )
-from warpdraft.kernels.truncation_triton import _Call, plan, support_triton
+from warpdraft.kernels.truncation_call import TruncationCall
+from warpdraft.kernels.truncation_plan import plan
+from warpdraft.kernels.truncation_triton import support_triton
 from warpdraft.truncation import resolve
 
 # NumPy interprets: -inf - -inf and log(0) are meant
@@ -56,7 +58,7 @@ def assert_all_right(logits, rules, temperature=1.0):
 
 def checked_call(logits, rules):
     """A call that has been resolved and whose mask is right."""
-    call = _Call(logits, operations_of(rules), 1.0, None, None, None)
+    call = TruncationCall(logits, operations_of(rules), 1.0, None, None, None)
     call.resolve()
     masked = torch.empty_like(logits)
     call.mask(masked)
@@ -210,7 +212,7 @@ def test_tokens_are_those_of_plain_torch(logits, rules, mode):
 def test_the_sum_over_an_interval_is_left_for_other_launches():
     logits = rows_of([gaussian, two_values], OVERFLOWING)
     rules = [TopK(50), Typical(0.4)]
-    call = _Call(logits, operations_of(rules), 1.0, None, None, None, kept=True)
+    call = TruncationCall(logits, operations_of(rules), 1.0, None, None, None, kept=True)
     call.resolve()
     assert not call.waits_for_kept
     kept = truncate(logits, rules).double()

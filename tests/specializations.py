@@ -33,7 +33,8 @@ from warpdraft import (
 from warpdraft.backend import operations_of
 from warpdraft.kernels.configurations import CONFIGURATIONS
 from warpdraft.kernels.noise import Noise
-from warpdraft.kernels.truncation_triton import sample_triton, truncate_triton, workspace_bytes
+from warpdraft.kernels.truncation_triton import sample_triton, truncate_triton
+from warpdraft.kernels.truncation_workspace import workspace_bytes
 from warpdraft.kernels.verification_triton import verify_block_triton
 
 BACKEND = CUDABackend(GPUTarget("cuda", 90, 32))

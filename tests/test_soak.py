@@ -105,19 +105,19 @@ def test_groups_differ_and_take_every_option():
 
 
 def small_soak(monkeypatch, change=None):
-    """24 generations of 12 groups; `change` is made to the texts."""
+    """10 generations of 6 groups; `change` is made to the texts."""
     if change is not None:
         write = soak.text_of
         monkeypatch.setattr(soak, "text_of", lambda *options: change(write(*options)))
-    return soak.soak(24, seed=2, groups=12)
+    return soak.soak(10, seed=2, groups=6)
 
 
 def test_a_small_soak_finds_nothing(monkeypatch):
     found = small_soak(monkeypatch)
     assert found["errors"] == {}
-    assert found["tokens"] > found["rows"] > 24
+    assert found["tokens"] > found["rows"] > 10
     assert found["law_holds"]
-    assert len(found["resident_MiB"]) == 24
+    assert len(found["resident_MiB"]) == 10
 
 
 def test_a_soak_finds_texts_that_cannot_be(monkeypatch):
@@ -135,7 +135,7 @@ def test_a_soak_counts_what_is_raised_and_goes_on(monkeypatch):
     def refuse(text):
         raise IndexError("nothing there")
 
-    assert small_soak(monkeypatch, refuse)["errors"] == {"IndexError: nothing there": 24}
+    assert small_soak(monkeypatch, refuse)["errors"] == {"IndexError: nothing there": 10}
 
 
 @pytest.mark.parametrize(("law_holds", "code"), [(True, 0), (False, 1)])

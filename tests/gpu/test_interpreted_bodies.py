@@ -21,7 +21,7 @@ CALLS = (
     "truncate_triton",
     "sum_nodes",
     "walk",
-    "_Call",
+    "TruncationCall",
 )
 
 for module in MODULES:

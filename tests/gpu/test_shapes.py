@@ -12,7 +12,7 @@ from reference import assert_right
 
 from warpdraft import MinP, TopH, TopK, TopP, sample, truncate
 from warpdraft.backend import operations_of
-from warpdraft.kernels.truncation_triton import _Call
+from warpdraft.kernels.truncation_call import TruncationCall
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
@@ -91,7 +91,7 @@ def test_a_row_is_the_same_bits_alone_and_in_a_batch(dtype, device):
     last = BATCHES[-1] - 1
     sums, maxima = [], []
     for part in (logits, logits[last:]):
-        call = _Call(part, operations_of([TopH(0.9)]), 1.1, None, None, None)
+        call = TruncationCall(part, operations_of([TopH(0.9)]), 1.1, None, None, None)
         call.resolve()
         sums.append(call.stats[:5, -1].clone())
         maxima.append(call.group_maxima[-1].clone())
