@@ -30,6 +30,8 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from scipy import stats
+
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 7
 
@@ -37,11 +39,17 @@ SEED = 7
 TESTS = {
     "kernels/support.py": ["test_truncation", "test_typical"],
     "kernels/prefix_search.py": ["test_top_p", "test_top_h", "test_row_stats"],
-    "kernels/row_stats.py": ["test_row_stats", "test_top_h", "test_eta", "test_p_less"],
+    "kernels/row_stats.py": [
+        "test_row_stats",
+        "test_top_h",
+        "test_eta",
+        "test_p_less",
+        "test_top_n_sigma",
+    ],
     "kernels/optimal_transport.py": ["test_acceptance", "test_optimal"],
     "kernels/concave_majorant.py": ["test_optimal"],
-    "kernels/ranks.py": ["test_optimal", "test_ratio_splines"],
-    "kernels/ratio_grid.py": ["test_optimal", "test_ratio_splines"],
+    "kernels/ranks.py": ["test_optimal"],
+    "kernels/ratio_grid.py": ["test_optimal"],
     "kernels/recursive.py": ["test_recursive", "test_recursive_without_replacement"],
     "kernels/optimal.py": ["test_optimal"],
     "decoders/verifiers/recursive.py": ["test_recursive", "test_greedy_drafts"],
@@ -75,6 +83,7 @@ SUBJECTS = [
     "recursive",
     "block_verification",
     "draw",
+    "entropy_temperature",
 ]
 BATCHED = "test_the_batched_form_agrees_with_sort_and_scan"
 TARGETS = [
@@ -84,14 +93,17 @@ TARGETS = [
         f"decoders/verifiers/{path.name}" for path in (ROOT / "decoders/verifiers").glob("*.py")
     ),
 ]
-# of test_optimal.py, whose 1,300 tests take a minute
+# of test_optimal.py, which takes 30 s: a kernel is not told by the verifier's scripted decisions (11 s), and a
+# verifier not by hundreds of nodes that all go through the same lines (11 s)
+OF_KERNELS = "not select_follows_the_closed_law and not hybrid"
+OF_VERIFIERS = "not emitted_token_has_the_target_law and not hostile and not realise"
 SELECTED = {
-    "kernels/concave_majorant.py": "lex_selection_law or slopes",
-    "kernels/optimal.py": "lex_selection_law or one_draft or without_draft_mass or hand_made",
-    "kernels/optimal_transport.py": "bound",
-    "kernels/ranks.py": "two_atoms or one_number or means or hand_made or hostile",
-    "kernels/ratio_grid.py": "places or ratios",
-    "decoders/verifiers/optimal.py": "order_of or hybrid or top_tokens or number_of or alone",
+    "kernels/concave_majorant.py": OF_KERNELS,
+    "kernels/optimal.py": OF_KERNELS,
+    "kernels/optimal_transport.py": OF_KERNELS,
+    "kernels/ranks.py": OF_KERNELS,
+    "kernels/ratio_grid.py": OF_KERNELS,
+    "decoders/verifiers/optimal.py": OF_VERIFIERS,
 }
 # vocabularies that cost seconds and tell a mutant nothing that a smaller one does not
 LEFT_OUT = "not 262144 and not 128256 and not 32000 and not triton and not interpreter"
@@ -372,6 +384,21 @@ def explained(results: dict[str, Any], earlier: dict[str, Any]) -> None:
                 survivor["why"] = known[survivor["change"]]
 
 
+def summary(files: dict[str, Any]) -> str:
+    """The share of killed mutants with its 95 % interval (Clopper and Pearson), with and without equivalent ones."""
+    tried, dead = (sum(file[key] for file in files.values()) for key in ("tried", "killed"))
+    survivors = [survivor for file in files.values() for survivor in file["survivors"]]
+    equivalent = sum(survivor.get("why", "").startswith("equivalent") for survivor in survivors)
+    if not tried:
+        return "no mutant was tried"
+    interval = stats.binomtest(dead, tried).proportion_ci(0.95)
+    return (
+        f"{dead} of {tried} mutants killed in {len(files)} files: {dead / tried:.1%} "
+        f"[{interval.low:.1%}, {interval.high:.1%}]; {dead / (tried - equivalent):.1%} of those that "
+        f"change anything ({equivalent} are equivalent)"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Test the targets, print the table, write the results."""
     parser = argparse.ArgumentParser(description="Mutation testing of truncation and verification.")
@@ -410,9 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             total = {key: sum(file[key] for file in files.values()) for key in ("tried", "killed")}
             text = {"seed": SEED, "operators": "see .ci/mutate.py", **total, "files": files}
             options.results.write_text(json.dumps(text, indent=1) + "\n")
-    tried, dead = (sum(file[key] for file in files.values()) for key in ("tried", "killed"))
-    if tried:
-        print(f"{dead} of {tried} mutants killed ({dead / tried:.1%}) in {len(files)} files")
+    print(summary(files))
 
 
 if __name__ == "__main__":

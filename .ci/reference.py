@@ -398,9 +398,16 @@ def pages() -> list[Page]:
             "[writing_a_verifier.md](../writing_a_verifier.md).",
             [
                 Part(
-                    "warpdraft.rules",
-                    ["Rule", "TruncationRule", "ThresholdRule", "Range", "NamedParameter"],
+                    "warpdraft.abstract_rules",
+                    ["Rule", "TruncationRule", "ThresholdRule"],
                     opening=True,
+                    door="warpdraft.rules",
+                ),
+                Part(
+                    "warpdraft.parameters",
+                    ["Range", "NamedParameter"],
+                    opening=True,
+                    door="warpdraft.rules",
                 ),
                 Part("warpdraft.temperature_rules", ["TemperatureRule"], opening=True),
                 Part(

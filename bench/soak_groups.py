@@ -90,7 +90,8 @@ class Group:
         verifier = "target_only" if source == "look-up" else rng.choice(sorted(VERIFIERS))
         rule = get_verifier(verifier)
         most = 1 if source == "look-up" else rule.most_drafts
-        iid = rule.drafts == "iid"
+        # the hybrid drafts of greedy_drafts are drawn i.i.d. but for the first
+        iid = rule.drafts == "iid" and rule.num_top(2) == 0
         rollover = source == "model" and iid and most is None and rng.random() < 0.25
         rules = rng.choice(RULES)
         static = iid and source == "model" and not rollover and rng.random() < 0.25

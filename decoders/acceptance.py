@@ -9,6 +9,8 @@ from torch import Tensor
 
 from warpdraft.kernels.top_tokens import mass_of, top_tokens, without_tokens
 
+from .checks import check_integer, check_tensor
+
 # a law's float32 probabilities may miss 1 by the rounding of their sum
 _SUM_TOLERANCE = 1e-3
 
@@ -46,22 +48,27 @@ def optimal_acceptance(
     Raises:
         ValueError: shapes that differ, a negative or NaN probability, a row that does not sum to 1, `num_drafts` < 1,
             `num_top` < 0, other `drafts`.
-        TypeError: a tensor that is not floating point, a number that is no int.
+        TypeError: something else than a tensor, one that is not floating point, a number that is no int.
     """
-    if target_probs.shape != draft_probs.shape or target_probs.ndim != 2:
+    check_tensor("target_probs", target_probs)
+    check_tensor("draft_probs", draft_probs)
+    if (
+        target_probs.shape != draft_probs.shape
+        or target_probs.ndim != 2
+        or target_probs.shape[1] == 0
+    ):
         raise ValueError(
-            "target_probs and draft_probs must have one shape [rows, vocab], "
+            "target_probs and draft_probs must have one shape [rows, vocab] with vocab >= 1, "
             f"got {list(target_probs.shape)} and {list(draft_probs.shape)}"
         )
-    for name, number in (("num_drafts", num_drafts), ("num_top", num_top)):
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name} must be an int, got {number!r}")
-    if num_drafts < 1:
-        raise ValueError(f"num_drafts must be at least 1, got {num_drafts}")
-    if num_top < 0:
-        raise ValueError(f"num_top must be at least 0, got {num_top}")
+    if target_probs.device != draft_probs.device:
+        raise ValueError(
+            f"target_probs are on {target_probs.device}, draft_probs on {draft_probs.device}"
+        )
+    check_integer("num_drafts", num_drafts)
+    check_integer("num_top", num_top, low=0)
     most_top = {"iid": 0, "greedy": num_drafts - 1, "hybrid": num_top}
-    if drafts not in most_top:
+    if not isinstance(drafts, str) or drafts not in most_top:
         raise ValueError(f"drafts must be one of {sorted(most_top)}, got {drafts!r}")
     target = _normalised("target_probs", target_probs)
     draft = _normalised("draft_probs", draft_probs)
@@ -74,7 +81,7 @@ def optimal_acceptance(
     order = (target / draft).nan_to_num(0.0, posinf=torch.inf).argsort(dim=1)
     target_below = target.gather(1, order).cumsum(1)
     draft_below = draft.gather(1, order).cumsum(1).clamp_max(1)
-    slack = target_below - draft_below ** (num_drafts - top.shape[1])
+    slack = target_below - draft_below ** float(num_drafts - top.shape[1])
     # the empty set gives 0
     drawn = (1 + slack.amin(1)).clamp(0, 1)
     # where the most likely tokens are all that the draft has, nothing else is drafted

@@ -19,6 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .checks import check_integer
+from .parameters import NOT_NEGATIVE, Range, check_number
+
+_MEMORIES = Range(0.0, 1.0, low_included=False)
+
 
 class Shape(NamedTuple):
     """K draft paths of L tokens."""
@@ -43,6 +48,7 @@ class AdaptiveShape:
     Raises:
         ValueError: no L in [1, 255] or no K in [1, 4096] to choose from, one of the two costs without the other, or a
             number outside its range.
+        TypeError: something else than a number.
     """
 
     draft_lengths: Sequence[int] = (1, 2, 3, 4, 6, 8)
@@ -57,8 +63,10 @@ class AdaptiveShape:
             values = getattr(self, name)
             if values is None and name == "num_drafts":
                 continue
-            if not values or not all(
-                isinstance(each, int) and 1 <= each <= largest for each in values
+            listed = list(values) if isinstance(values, Sequence) else []
+            if not listed or not all(
+                isinstance(each, int) and not isinstance(each, bool) and 1 <= each <= largest
+                for each in listed
             ):
                 raise ValueError(f"{name} must hold ints in [1, {largest}], got {values!r}")
         if (self.draft_cost is None) != (self.node_cost is None):
@@ -68,12 +76,10 @@ class AdaptiveShape:
             )
         for name in ("draft_cost", "node_cost"):
             cost = getattr(self, name)
-            if cost is not None and not 0 <= cost < np.inf:
-                raise ValueError(f"{name} must be a number >= 0, got {cost!r}")
-        if not 0 < self.memory <= 1:
-            raise ValueError(f"memory must be in (0, 1], got {self.memory!r}")
-        if self.explore_every < 1:
-            raise ValueError(f"explore_every must be at least 1, got {self.explore_every!r}")
+            if cost is not None:
+                check_number(name, cost, NOT_NEGATIVE)
+        check_number("memory", self.memory, _MEMORIES)
+        check_integer("explore_every", self.explore_every)
 
 
 class ShapeChooser:

@@ -8,7 +8,9 @@ import operator
 import torch
 from torch import Tensor
 
-from .rules import Range, Rule, check_parameter, rows_of, values_of
+from .abstract_rules import Rule, values_of
+from .checks import check_tensor
+from .parameters import Range, check_parameter, rows_of
 
 TEMPERATURES = Range(0.0, torch.finfo(torch.float64).max)
 # tokens in a word of a bitmask
@@ -19,6 +21,7 @@ def check_row_indices(row_indices: Tensor | None, logits: Tensor) -> int:
     """The number of rows of a call; TypeError or ValueError unless its indices fit the logits."""
     if row_indices is None:
         return logits.shape[0]
+    check_tensor("row_indices", row_indices)
     if row_indices.dtype != torch.int64:
         raise TypeError(f"row_indices must be int64, got {row_indices.dtype}")
     if row_indices.ndim != 1 or row_indices.device != logits.device:
@@ -40,6 +43,7 @@ def check_bitmask(token_bitmask: Tensor | None, rows: int, logits: Tensor) -> No
     """TypeError or ValueError unless the bitmask has a word for every 32 tokens of every row."""
     if token_bitmask is None:
         return
+    check_tensor("token_bitmask", token_bitmask)
     if token_bitmask.dtype != torch.int32:
         raise TypeError(f"token_bitmask must be int32, got {token_bitmask.dtype}")
     shape = [rows, -(-logits.shape[1] // WORD)]
@@ -56,9 +60,10 @@ def check_bitmask(token_bitmask: Tensor | None, rows: int, logits: Tensor) -> No
 
 
 def check_out(out: Tensor | None, logits: Tensor) -> None:
-    """ValueError unless `out` can take the truncated logits."""
+    """TypeError or ValueError unless `out` can take the truncated logits."""
     if out is None:
         return
+    check_tensor("out", out)
     same = out.shape == logits.shape and out.dtype == logits.dtype and out.device == logits.device
     if not same or (out.stride(1) != 1 and out.shape[1] > 1):
         raise ValueError(

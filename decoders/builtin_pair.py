@@ -43,6 +43,9 @@ def load_builtin_pair(dtype: torch.dtype = torch.float32) -> Pair:
     Args:
         dtype: a floating-point dtype for the weights; the files hold float16.
 
+    Returns:
+        target, draft and tokenizer, new ones with every call.
+
     Raises:
         TypeError: `dtype` is no floating-point `torch.dtype`.
     """

@@ -111,6 +111,9 @@ def read_off(
         num_drafts: K.
         length: the most tokens of a path.
         vocabulary: of the laws.
+
+    Returns:
+        the tree of the continuations, each token's law a point mass.
     """
     device = texts.lengths.device
     written = texts.token_ids.cpu().numpy()

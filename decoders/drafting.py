@@ -62,6 +62,9 @@ def draft_paths(
         pipeline: the processors and rules of both models.
         noise: one stream a text, at the block's step.
         ranks: draw from the same logits.
+
+    Returns:
+        the tree of the drawn tokens, and the laws that they were drawn from.
     """
     tree = branches.new_tree()
     logits = ranks.tensor(branches.root(texts.last_tokens(unread)))

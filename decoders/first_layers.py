@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .checks import check_integer
 from .draft_sources import ModelSource
 from .model_views import kept_view, view_of
 from .tree_mask import model_inside
@@ -48,13 +49,16 @@ class FirstLayers(ModelSource):
     layers: int | Sequence[int]
 
     def __post_init__(self) -> None:
-        numbers = [self.layers] if isinstance(self.layers, int) else list(self.layers)
+        if isinstance(self.layers, int):
+            check_integer("layers", self.layers)
+            return
+        numbers = list(self.layers) if isinstance(self.layers, Sequence) else [None]
         if any(not isinstance(number, int) or isinstance(number, bool) for number in numbers):
-            raise TypeError(f"layers must be an int or ints, got {self.layers!r}")
-        if isinstance(self.layers, int) and self.layers < 1:
-            raise ValueError(f"layers must be at least 1, got {self.layers}")
+            raise TypeError(f"layers must be an int or a sequence of ints, got {self.layers!r}")
         if not numbers or numbers[0] < 0 or numbers != sorted(set(numbers)):
-            raise ValueError(f"layer numbers must ascend from 0 or more, got {self.layers!r}")
+            raise ValueError(
+                f"layers must be at least one number, ascending from 0 or more, got {self.layers!r}"
+            )
 
     def model_for(self, target: PreTrainedModel) -> PreTrainedModel:
         """See `ModelSource`; the same view as long as the target's weights are: what was compiled for it is kept."""

@@ -19,9 +19,10 @@ from warpdraft.kernels.noise import Noise
 from warpdraft.kernels.support import OK
 from warpdraft.kernels.truncation_triton import Drawn, sample_triton, truncate_triton
 
+from .abstract_rules import Rule, values_of
 from .arguments import validity
 from .backend import operations_of
-from .rules import Parameter, Rule, rows_of, values_of
+from .parameters import Parameter, rows_of
 from .temperature_rules import TemperatureRule
 
 

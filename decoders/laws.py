@@ -175,6 +175,13 @@ def law_of(
         rules: applied in order, each on the law renormalised to the support so far.
         temperature: float or `[rows]`; 0 puts everything on the argmax of lowest id.
         with_scores: fill in `Law.scores`.
+
+    Returns:
+        one law a row; a row that has none gets a status and zeros.
+
+    Raises:
+        ValueError: as `warpdraft.truncate`, but for rows without a law.
+        TypeError: as `warpdraft.truncate`.
     """
     call = Call.create(logits, rules, temperature)
     if logits.device.type != "cpu":

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from warpdraft.kernels.noise import MAX_SEQUENCE, MAX_STEP
 
+from .checks import LARGEST, check_integer
 from .rule_codes import decode, encode
 from .rules import Parameter, Rule
 from .sampling import Sampled, sample
@@ -34,7 +35,7 @@ def truncate_in_graph(
     out: Tensor | None,
     backend: str,
 ) -> Tensor:
-    """`warpdraft.truncate` as a node of a graph."""
+    """`warpdraft.truncate` as a node of a graph, with its arguments and errors."""
     program = encode(rules, temperature)
     options = (token_bitmask, row_indices, backend)
     if out is None:
@@ -57,7 +58,12 @@ def sample_in_graph(
     token_bitmask: Tensor | None,
     backend: str,
 ) -> Sampled:
-    """`warpdraft.sample` as a node of a graph."""
+    """`warpdraft.sample` as a node of a graph.
+
+    Raises:
+        ValueError: there is a generator, which a graph does not keep.
+        TypeError: seed, sequence or step is neither an int nor a tensor.
+    """
     drawn = torch.ops.warpdraft.sample(
         logits.detach(),
         *encode(rules, temperature),
@@ -85,7 +91,12 @@ def verify_block_in_graph(
     generator: torch.Generator | None,
     backend: str,
 ) -> VerifiedBlock:
-    """`warpdraft.verify_block` as a node of a graph."""
+    """`warpdraft.verify_block` as a node of a graph.
+
+    Raises:
+        ValueError: the verifier is given as an object, or there is a generator: a graph keeps neither.
+        TypeError: seed, sequence or step is neither an int nor a tensor.
+    """
     if not isinstance(verifier, str):
         raise ValueError(
             f"torch.compile takes a verifier by its name, one of {sorted(VERIFIERS)}, got {verifier!r}"
@@ -114,9 +125,13 @@ def _streams(
     """Seed, sequence and step as tensors; numbers that change from call to call stay symbols."""
     if generator is not None:
         raise ValueError("torch.compile takes no generator: pass seed")
-    for name, value, most in (("sequence", sequence, MAX_SEQUENCE), ("step", step, MAX_STEP)):
-        if isinstance(value, int) and not 0 <= value <= most:
-            raise ValueError(f"{name} must be in [0, {most}], got {value}")
+    for name, value, low, high in (
+        ("seed", seed, -LARGEST - 1, LARGEST),
+        ("sequence", sequence, 0, MAX_SEQUENCE),
+        ("step", step, 0, MAX_STEP),
+    ):
+        if value is not None and not isinstance(value, Tensor):
+            check_integer(name, value, low, high)
 
     def tensor(value: int | Tensor) -> Tensor:
         if isinstance(value, Tensor):

@@ -11,159 +11,43 @@ Without a draft model a block is one target call and one drawn token: plain samp
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from warpdraft.kernels.noise import Noise, Role
-from warpdraft.kernels.support import OK
 
-from .adaptive_shape import AdaptiveShape, Shape, ShapeChooser
+from .adaptive_shape import Shape, ShapeChooser
 from .cached_model import CachedModel
 from .compiled_blocks import CompiledBlocks, CompiledPaths, compiled_blocks
 from .draft_sources import DraftSource, ModelSource, TextSource, read_off
 from .draft_tree import DraftTree
 from .drafting import DraftPaths, draft_paths
-from .laws import Law, LawPipeline
+from .laws import LawPipeline
 from .layouts import Branches, PathRows, TreeRow
+from .loop_inputs import check_inputs, check_laws, check_static, check_token_ids, context_of
+from .loop_options import LoopOptions
 from .same_text import same_text
-from .slot_model import SlotModel, capacity_for, check_slots
+from .scored_block import ScoredBlock
+from .slot_model import SlotModel, capacity_for
 from .slot_tree import SlotTree
 from .statistics import GenerationStats
-from .structures import MOST_NODES, Drafter, Structure, get_drafter
-from .texts import StoppingCriterion, Texts
-from .tree_mask import LAYOUTS, Layout, choose_layout
-from .verification import DEFAULT_VERIFIER, VerifiedBlock, Verifier, get_verifier
+from .texts import Texts
+from .tree_mask import choose_layout
+from .verification import VerifiedBlock, Verifier, get_verifier
 
 if TYPE_CHECKING:
-    from transformers import Cache, CompileConfig, PreTrainedModel
-    from transformers.generation.streamers import BaseStreamer
+    from transformers import Cache, PreTrainedModel
 
     from .draft_sources import Draft
 
-CacheImplementation = Literal["dynamic", "static"]
-CACHE_IMPLEMENTATIONS: tuple[CacheImplementation, ...] = ("dynamic", "static")
+__all__ = ["Generated", "LoopOptions", "PlainSampling", "generate_tokens"]
 
 Column = tuple[Tensor, Tensor | None, Tensor | None]
 """Rows `[n]` and their scores and logits `[n, vocab]` at one depth of a block."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoopOptions:
-    """What one generation is asked to do.
-
-    Attributes:
-        max_length: tokens of the longest row, prompt included.
-        pad_token_id: fills the rows that finish early.
-        num_drafts: K in [1, 4096]; greedy decoding drafts one path, for all would be equal.
-        draft_length: L in [1, 255].
-        verifier: a name in `warpdraft.verification.VERIFIERS`, or a verifier.
-        structure: of i.i.d. drafts: "paths", K paths of L tokens; "rollover", a tree that gives the draws which
-            duplicates save to deeper levels.
-        node_budget: the most nodes of a rollover tree; None for K L.
-        adaptive: chooses K and L of every block from the outcomes of earlier ones, in place of `num_drafts` (unless it
-            has its own) and `draft_length`.
-        layout: how the models hold the tree: "paths", a row a path; "tree", one row a text; "auto" takes the tree where
-            a model is known to take it.
-        cache_implementation: "dynamic", caches that grow; "static", of fixed shape, for K i.i.d. paths of L tokens.
-        compile_config: compiles the calls of the static caches; None runs them as they are.
-        eos_token_ids: tokens that end a row.
-        stopping: further criteria, asked after every emitted token with the rows of each length, scores None.
-        seed: of the noise; None takes one number from torch's default generator.
-        sequence: `[batch]` int64 names of the rows, by default their numbers.
-        generator: takes the seed's place.
-        streamer: gets the prompt, then the new tokens of every block (one text only).
-        collect_scores: keep the processed scores of every emitted token.
-        collect_logits: keep the target's logits there.
-        past_key_values: the target's cache of an earlier turn.
-        return_cache: hand the target's cache back, aligned with the returned token ids.
-    """
-
-    max_length: int
-    pad_token_id: int
-    num_drafts: int = 1
-    draft_length: int = 4
-    verifier: str | Verifier = DEFAULT_VERIFIER
-    structure: Structure = "paths"
-    node_budget: int | None = None
-    adaptive: AdaptiveShape | None = None
-    layout: Layout = "auto"
-    cache_implementation: CacheImplementation = "dynamic"
-    compile_config: CompileConfig | None = None
-    eos_token_ids: Sequence[int] = ()
-    stopping: Sequence[StoppingCriterion] = ()
-    seed: int | None = None
-    sequence: Tensor | None = None
-    generator: torch.Generator | None = None
-    streamer: BaseStreamer | None = None
-    collect_scores: bool = False
-    collect_logits: bool = False
-    past_key_values: Cache | None = None
-    return_cache: bool = False
-
-    def __post_init__(self) -> None:
-        limits = {"num_drafts": 4096, "draft_length": 255, "node_budget": MOST_NODES}
-        for name, largest in limits.items():
-            value = getattr(self, name)
-            if name == "node_budget" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-            if not 1 <= value <= largest:
-                raise ValueError(f"{name} must be in [1, {largest}], got {value}")
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
-        self._check_caches()
-        if self.adaptive is not None and self.structure != "paths":
-            raise ValueError(f'adaptive= needs structure="paths", got {self.structure!r}')
-        for shape in self.extreme_shapes(self.num_drafts):
-            self.drafter(get_verifier(self.verifier), shape)
-
-    def _check_caches(self) -> None:
-        name = self.cache_implementation
-        if name not in CACHE_IMPLEMENTATIONS:
-            choices = ", ".join(CACHE_IMPLEMENTATIONS)
-            raise ValueError(f"cache_implementation must be one of {choices}, got {name!r}")
-        if name == "dynamic":
-            if self.compile_config is not None:
-                raise ValueError(
-                    f'compile_config= needs cache_implementation="static", got {name!r}'
-                )
-            return
-        verifier = get_verifier(self.verifier)
-        several = self.adaptive is not None and len(self.adaptive.num_drafts or ()) > 1
-        if self.structure != "paths" or verifier.drafts != "iid" or several:
-            raise ValueError(
-                'cache_implementation="static" needs the same number of i.i.d. paths in every block: '
-                'structure="paths", one num_drafts, and a verifier of i.i.d. drafts, '
-                f"got structure={self.structure!r} and verifier {verifier.name!r}"
-            )
-
-    def extreme_shapes(self, num_drafts: int) -> tuple[Shape, Shape]:
-        """The block with the fewest paths and the one with the most, both of the largest L."""
-        if self.adaptive is None:
-            return (Shape(num_drafts, self.draft_length),) * 2
-        paths = self.adaptive.num_drafts or (num_drafts,)
-        longest = max(self.adaptive.draft_lengths)
-        return Shape(min(paths), longest), Shape(max(paths), longest)
-
-    def drafter(self, verifier: Verifier, shape: Shape) -> Drafter:
-        """What draws one block's candidates for the verifier; ValueError where the two do not fit."""
-        num_drafts, draft_length = shape
-        verifier.check_paths(num_drafts, rollover=self.structure == "rollover")
-        return get_drafter(
-            verifier.drafts,
-            structure=self.structure,
-            num_drafts=num_drafts,
-            draft_length=draft_length,
-            num_top=verifier.num_top(num_drafts),
-            node_budget=self.node_budget,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,56 +68,6 @@ class Generated:
     scores: tuple[Tensor, ...] | None
     logits: tuple[Tensor, ...] | None
     past_key_values: Cache | None
-
-
-class ScoredBlock:
-    """Draft paths with the target's logits: laws are made for the nodes that the verifier reaches."""
-
-    def __init__(
-        self,
-        paths: DraftPaths,
-        target_logits: Tensor,
-        node: Tensor,
-        texts: Texts,
-        pipeline: LawPipeline,
-    ) -> None:
-        self.draft_token_ids = paths.tree.token_ids
-        self.drawn = paths.tree.drawn
-        self.status = torch.zeros(len(texts.lengths), dtype=torch.int8, device=texts.lengths.device)
-        self._paths = paths
-        self._target_logits = target_logits
-        self._node = node
-        self._texts = texts
-        self._pipeline = pipeline
-
-    def target(self, rows: Tensor, path: Tensor, depth: int) -> Law:
-        """Target law of `[len(rows)]` nodes, processed on the text and the path's first `depth` tokens."""
-        law = self._law(rows, path, depth, with_scores=False)
-        self.status[rows] = torch.where(law.status != 0, law.status, self.status[rows])
-        return law
-
-    def draft(self, rows: Tensor, path: Tensor, depth: int) -> Law:
-        """Draft law of `[len(rows)]` nodes, as it was sampled."""
-        return self._paths.law(rows, path, depth)
-
-    def logits(self, rows: Tensor, path: Tensor, depth: int) -> Tensor:
-        """The target's logits there, `[len(rows), vocab]`."""
-        node = self._node[rows, path, depth]
-        if len(rows) == 1:
-            # a view: a copy of one row would cost as much as a pass over it
-            return self._target_logits[int(rows), int(node)][None]
-        return self._target_logits[rows, node]
-
-    def scores(self, rows: Tensor, path: Tensor, depth: int) -> Tensor:
-        """The processed scores there, `[len(rows), vocab]`."""
-        scores = self._law(rows, path, depth, with_scores=True).scores
-        assert scores is not None
-        return scores
-
-    def _law(self, rows: Tensor, path: Tensor, depth: int, *, with_scores: bool) -> Law:
-        drafted = self.draft_token_ids[rows, path, :depth]
-        logits = self.logits(rows, path, depth)
-        return self._pipeline.after(self._texts, rows, drafted, logits, with_scores=with_scores)
 
 
 class PlainSampling(Verifier):
@@ -271,8 +105,12 @@ def generate_tokens(
         pipeline: processors and rules, applied once to each model.
         options: the rest.
 
+    Returns:
+        the whole texts, and what the options ask for beside them.
+
     Raises:
         ValueError: for inputs or logits that have no law, and for more tokens than a model's context holds.
+        TypeError: for prompts or a mask that are no tensors, and token ids that are not int64.
     """
     run = _Run(target_model, draft, input_ids, attention_mask, pipeline, options)
     streamer = options.streamer
@@ -299,11 +137,11 @@ class _Run:
         pipeline: LawPipeline,
         options: LoopOptions,
     ) -> None:
-        _check_inputs(input_ids, attention_mask, options)
+        check_inputs(input_ids, attention_mask, options)
         # who drafts: a model, or a source that reads the text, or nobody
         self.reader = draft if isinstance(draft, TextSource) else None
         draft_model = _draft_model(draft, target_model)
-        self.context = _context(target_model, draft_model, options.max_length)
+        self.context = context_of(target_model, draft_model, options.max_length)
         batch, device = len(input_ids), input_ids.device
         greedy = pipeline.temperature == 0
         self.verifier = PlainSampling() if draft is None else get_verifier(options.verifier)
@@ -314,7 +152,7 @@ class _Run:
         largest = options.extreme_shapes(1 if one_path else options.num_drafts)[1]
         self.shape = Shape(1, 0) if draft is None else largest
         if options.cache_implementation == "static":
-            _check_static(target_model, draft_model, draft, device)
+            check_static(target_model, draft_model, draft, device)
         if self.reader is not None:
             self.reader.check_drafts(self.verifier, self.shape.num_drafts, options.structure)
         self.chooser: ShapeChooser | None = None
@@ -322,7 +160,7 @@ class _Run:
             self.chooser = ShapeChooser(options.adaptive, self.shape.num_drafts)
         self.options, self.pipeline = options, pipeline
         self.target = self._branches(target_model, batch, device)
-        _check_token_ids(input_ids, self.target.model.vocabulary)
+        check_token_ids(input_ids, self.target.model.vocabulary)
         self.ranks = same_text((target_model, draft_model), device)
         self.draft = None if draft_model is None else self._branches(draft_model, batch, device)
         self.texts = Texts(
@@ -403,7 +241,7 @@ class _Run:
             accepted, emitted, *status = self.texts.look(
                 verified.num_accepted, tokens, drafts, verified.status
             )
-            _check_laws(*status)
+            check_laws(*status)
             self._collect(columns, emitted)
         with self.stats.timed("commit"):
             self._roll_back(paths.tree, verified, tokens, max(emitted))
@@ -590,81 +428,3 @@ def _draft_model(draft: Draft | None, target: PreTrainedModel) -> PreTrainedMode
     if isinstance(draft, ModelSource):
         return draft.model_for(target)
     return None if isinstance(draft, DraftSource) else draft
-
-
-def _check_static(
-    target_model: PreTrainedModel,
-    draft_model: PreTrainedModel | None,
-    draft: Draft | None,
-    device: torch.device,
-) -> None:
-    """ValueError where caches of fixed shape do not suit."""
-    if isinstance(draft, TextSource):
-        raise ValueError(
-            'cache_implementation="static" needs drafts of a model: '
-            f"those of {type(draft).__name__} have no fixed length"
-        )
-    check_slots(target_model, "target", device)
-    if draft_model is not None:
-        check_slots(draft_model, "draft", device)
-
-
-def _check_laws(drafts: list[int], targets: list[int]) -> None:
-    """ValueError for a row, the draft's codes first, that a block found no law for."""
-    for role, codes in (("draft", drafts), ("target", targets)):
-        for row, code in enumerate(codes):
-            if code != OK:
-                raise ValueError(
-                    f"the {role} model's logits hold NaN, +inf or nothing finite after the "
-                    f"processors (row {row})"
-                )
-
-
-def _check_inputs(input_ids: Tensor, attention_mask: Tensor | None, options: LoopOptions) -> None:
-    if input_ids.ndim != 2 or input_ids.shape[0] == 0 or input_ids.shape[1] == 0:
-        raise ValueError(
-            f"input_ids must be [batch, width], both >= 1, got {list(input_ids.shape)}"
-        )
-    if input_ids.dtype != torch.int64:
-        raise TypeError(f"input_ids must be int64, got {input_ids.dtype}")
-    if attention_mask is not None and attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask must have the shape of input_ids {list(input_ids.shape)}, "
-            f"got {list(attention_mask.shape)}"
-        )
-    if attention_mask is not None and not bool(attention_mask[:, -1].all()):
-        row = int((attention_mask[:, -1] == 0).nonzero()[0])
-        raise ValueError(
-            f"pad prompts on the left: the last column of attention_mask must be 1, row {row} has 0"
-        )
-    if options.max_length <= input_ids.shape[1]:
-        raise ValueError(
-            f"max_length must exceed the prompt's width {input_ids.shape[1]}, got {options.max_length}"
-        )
-    if options.streamer is not None and len(input_ids) > 1:
-        raise ValueError(f"a streamer takes one text, got a batch of {len(input_ids)}")
-
-
-def _check_token_ids(input_ids: Tensor, vocabulary: int) -> None:
-    least, most = (int(bound) for bound in input_ids.aminmax())
-    if least < 0 or most >= vocabulary:
-        raise ValueError(f"input_ids must be in [0, {vocabulary - 1}], got {least} to {most}")
-
-
-def _context(
-    target_model: PreTrainedModel, draft_model: PreTrainedModel | None, max_length: int
-) -> int:
-    """Positions that both models have; ValueError if the text would need more."""
-    smallest = sys.maxsize
-    for role, model in (("target", target_model), ("draft", draft_model)):
-        config = None if model is None else model.config.get_text_config()
-        context = getattr(config, "max_position_embeddings", None)
-        if context is None:
-            continue
-        if max_length > context:
-            raise ValueError(
-                f"prompt and new tokens need {max_length} positions, "
-                f"the {role} model's context holds {context}"
-            )
-        smallest = min(smallest, context)
-    return smallest

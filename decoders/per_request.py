@@ -8,15 +8,18 @@ to the device when requests or rows change, never in between, and nothing waits 
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, SupportsIndex, cast
 
 import torch
 from torch import Tensor
 
 from .arguments import TEMPERATURES
-from .rules import Rule, check_parameter
-from .truncation import check_rules, truncate
+from .checks import check_device, check_integer
+from .parameters import check_number
+from .rules import Rule
+from .truncation import check_logits, check_rules, truncate
 
 
 class _Request(NamedTuple):
@@ -70,10 +73,13 @@ class PerRequestRules:
 
     Args:
         device: where the logits will be.
+
+    Raises:
+        ValueError: torch knows no such device.
     """
 
     def __init__(self, device: torch.device | str) -> None:
-        self._device = torch.device(device)
+        self._device = check_device("device", device)
         self._requests: dict[int, _Request] = {}
         self._groups: list[_Group] | None = None
         self._slots: tuple[int, ...] | None = None
@@ -91,10 +97,11 @@ class PerRequestRules:
                 before; at 0 it takes the largest logit, which no rule needs to find.
 
         Raises:
-            ValueError: the temperature is negative or not finite.
-            TypeError: a rule is not a rule, or has a tensor for a parameter.
+            ValueError: the slot is negative, or the temperature negative or not finite.
+            TypeError: the slot is no integer, a rule is not a rule, or a parameter is a tensor.
         """
-        check_parameter("temperature", temperature, TEMPERATURES)
+        slot = _slot_of("slot", slot)
+        check_number("temperature", temperature, TEMPERATURES)
         listed = check_rules(rules)
         if any(rule.has_tensors for rule in listed):
             raise TypeError(f"the parameters of a request must be numbers, got {listed!r}")
@@ -103,24 +110,37 @@ class PerRequestRules:
         return truncated
 
     def remove(self, slot: int) -> None:
-        """Empty a slot, which may be empty already."""
-        self._put(slot, None)
+        """Empty a slot, which may be empty already; errors as `add`, here and below."""
+        self._put(_slot_of("slot", slot), None)
 
     def move(self, source: int, target: int) -> None:
         """Move a request, or nothing, over whatever is in another slot."""
+        source, target = _slot_of("source", source), _slot_of("target", target)
         self._put(target, self._requests.get(source))
         if source != target:
             self._put(source, None)
 
     def swap(self, first: int, second: int) -> None:
         """Exchange what two slots hold."""
+        first, second = _slot_of("first", first), _slot_of("second", second)
         held = self._requests.get(first), self._requests.get(second)
         self._put(second, held[0])
         self._put(first, held[1])
 
     def reorder(self, order: Sequence[int]) -> None:
-        """Slot i takes what slot `order[i]` held; what is in no place of the order is removed."""
-        held = {new: self._requests.get(old) for new, old in enumerate(order)}
+        """Slot i takes what slot `order[i]` held; what is in no place of the order is removed.
+
+        Args:
+            order: slots, each at most once.
+
+        Raises:
+            ValueError: a slot is negative, or stands twice in the order.
+            TypeError: `order` is no sequence of integers.
+        """
+        listed = [_slot_of("order's slot", slot) for slot in _slots_of("order", order)]
+        if len(set(listed)) < len(listed):
+            raise ValueError(f"order must hold different slots, got {order!r}")
+        held = {new: self._requests.get(old) for new, old in enumerate(listed)}
         self._requests = {slot: request for slot, request in held.items() if request is not None}
         self._groups = None
 
@@ -131,22 +151,37 @@ class PerRequestRules:
         which a server must not stop.
 
         Args:
-            logits: `[rows, vocab]`, one of `truncate`'s dtypes.
-            slots: the slot of every row; row i has slot i by default. A tensor `[rows]` on the GPU
-                is for an engine that does not know them on the host: every row is then truncated
-                by every kind of rules, and keeps what its own kind leaves.
+            logits: `[rows, vocab]`, one of `truncate`'s dtypes, the tokens of a row side by side.
+            slots: the slot of every row; row i has slot i by default, and one that holds no request
+                leaves its row alone. A tensor `[rows]` on the GPU is for an engine that does not
+                know them on the host: every row is then truncated by every kind of rules, and
+                keeps what its own kind leaves.
 
         Returns:
             `logits`.
+
+        Raises:
+            ValueError: the logits have another shape or device, or there is not one slot a row.
+            TypeError: the logits are no tensor of these dtypes, the slots no integers.
         """
         if not self._requests:
             return logits
+        check_logits(logits)
+        if logits.device.type != self._device.type:
+            raise ValueError(f"logits must be on {self._device}, got {logits.device}")
         if isinstance(slots, Tensor) and slots.device.type != "cpu":
+            _check_device_slots(slots, logits)
             for group in self._grouped(None):
                 _truncate_slots(logits, group, slots)
             return logits
-        by_row = range(len(logits)) if slots is None else map(int, slots)
-        for group in self._grouped(tuple(by_row)):
+        by_row = tuple(range(len(logits))) if slots is None else _slots_of("slots", slots)
+        if len(by_row) != len(logits):
+            raise ValueError(f"slots must be one a row, {len(logits)}, got {len(by_row)}")
+        if logits.stride(1) != 1 and logits.shape[1] > 1:
+            raise ValueError(
+                f"logits must have stride 1 in their last dimension, got {logits.stride(1)}"
+            )
+        for group in self._grouped(by_row):
             _truncate_rows(logits, group)
         return logits
 
@@ -171,6 +206,33 @@ class PerRequestRules:
             self._groups = [_Group.create(kind, self._device) for kind in kinds.values()]
             self._slots = slots
         return self._groups
+
+
+def _slot_of(name: str, slot: SupportsIndex) -> int:
+    """A slot as an int, which may be numpy's; TypeError or ValueError for anything else."""
+    if isinstance(slot, bool) or not hasattr(slot, "__index__"):
+        raise TypeError(f"{name} must be an int, got {slot!r}")
+    number = operator.index(slot)
+    check_integer(name, number, low=0)
+    return number
+
+
+def _slots_of(name: str, slots: Sequence[int] | Tensor) -> tuple[int, ...]:
+    """Slots that the host knows, numpy's and those of CPU tensors too; TypeError for anything else."""
+    try:
+        return tuple(map(operator.index, slots))
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of ints, got {slots!r}") from None
+
+
+def _check_device_slots(slots: Tensor, logits: Tensor) -> None:
+    if slots.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"slots must be int32 or int64, got {slots.dtype}")
+    if slots.shape != logits.shape[:1] or slots.device != logits.device:
+        raise ValueError(
+            f"slots must be [{len(logits)}] on {logits.device}, "
+            f"got {list(slots.shape)} on {slots.device}"
+        )
 
 
 def _truncate_rows(logits: Tensor, group: _Group) -> None:

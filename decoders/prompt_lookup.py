@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import check_integer
 from .draft_sources import TextSource
 
 
@@ -36,13 +37,10 @@ class PromptLookup(TextSource):
 
     def __post_init__(self) -> None:
         for name in ("max_ngram", "min_ngram"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-        if not 1 <= self.min_ngram <= self.max_ngram:
+            check_integer(name, getattr(self, name))
+        if self.min_ngram > self.max_ngram:
             raise ValueError(
-                f"prompt look-up needs 1 <= min_ngram <= max_ngram, got min_ngram={self.min_ngram} "
-                f"and max_ngram={self.max_ngram}"
+                f"min_ngram must be in [1, max_ngram = {self.max_ngram}], got {self.min_ngram}"
             )
 
     def continuations(

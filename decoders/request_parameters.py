@@ -72,10 +72,17 @@ def rules_of_request(parameters: Mapping[str, object] | None) -> tuple[Rule, ...
     Args:
         parameters: by name, see the module; None counts as absent, of a value too.
 
+    Returns:
+        the rules with numbers for parameters.
+
     Raises:
         ValueError: a value is outside its range or of the wrong type, an option has no rule, or
             several rules come without an order. One line that names the parameter.
     """
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise ValueError(
+            f"parameters must be a mapping such as {EXAMPLE}, got {reprlib.repr(parameters)}"
+        )
     given = {name: value for name, value in (parameters or {}).items() if value is not None}
     listed = given.pop("rules", None)
     ours = {name: value for name, value in given.items() if name in RULES or name in OPTIONS}

@@ -4,7 +4,9 @@ A rule sees the law of a row renormalised to the support so far, at the temperat
 the call, unless one of temperature_rules.py has changed it. A truncation rule narrows the support.
 Its fields are named as in `generate`; their defaults are the documentation.
 A parameter may be a number for all rows, checked here, or a tensor `[batch]`, checked by dtype and
-shape (values outside the range set `.status`).
+shape (values outside the range set `.status`). Making a rule raises ValueError for a number or a
+choice outside its range, and TypeError for a parameter that is neither a number nor a tensor of
+numbers.
 
 Every prefix rule keeps a prefix of the order logit descending, then token id ascending:
 
@@ -15,15 +17,10 @@ Every prefix rule keeps a prefix of the order logit descending, then token id as
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, cast
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from warpdraft.kernels.epsilon import epsilon, epsilon_reference
@@ -31,13 +28,7 @@ from warpdraft.kernels.eta import eta, eta_reference
 from warpdraft.kernels.min_p import min_p, min_p_reference
 from warpdraft.kernels.p_less import p_less, p_less_reference
 from warpdraft.kernels.row_stats import Row
-from warpdraft.kernels.support import (
-    Support,
-    compute_dtype,
-    intersect,
-    threshold_support,
-    union,
-)
+from warpdraft.kernels.support import Support, compute_dtype, intersect
 from warpdraft.kernels.top_a import top_a, top_a_reference
 from warpdraft.kernels.top_h import (
     top_h,
@@ -50,277 +41,29 @@ from warpdraft.kernels.top_n_sigma import top_n_sigma, top_n_sigma_reference
 from warpdraft.kernels.top_p import top_p, top_p_reference
 from warpdraft.kernels.typical import typical, typical_reference
 
-Ties: TypeAlias = Literal["lowest_id", "all"]
-Parameter: TypeAlias = float | Tensor
+from .abstract_rules import Rule, ThresholdRule, Ties, TruncationRule
+from .parameters import NamedParameter, Parameter, Range, check_parameter
 
-
-class Range(NamedTuple):
-    """The accepted values of a parameter."""
-
-    low: float
-    high: float
-    low_included: bool = True
-    high_included: bool = True
-
-    def holds(self, value: float) -> bool:
-        """Whether a number lies in the range; NaN lies in none."""
-        above = value >= self.low if self.low_included else value > self.low
-        below = value <= self.high if self.high_included else value < self.high
-        return above and below
-
-    def holds_tensor(self, values: Tensor) -> Tensor:
-        """The same for a tensor, without synchronising."""
-        above = values >= self.low if self.low_included else values > self.low
-        below = values <= self.high if self.high_included else values < self.high
-        return above & below
-
-    def __str__(self) -> str:
-        left = "[" if self.low_included else "("
-        right = "]" if self.high_included else ")"
-        return f"{left}{self.low:g}, {self.high:g}{right}"
-
-
-def check_parameter(name: str, value: object, accepted: Range, *, integer: bool = False) -> None:
-    """TypeError or ValueError unless `value` is a number in its range or a tensor `[batch]`."""
-    kind = "an integer" if integer else "a number"
-    if isinstance(value, Tensor):
-        is_integer = not (
-            value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
-        )
-        if not (is_integer or (value.is_floating_point() and not integer)):
-            raise TypeError(f"{name} must be {kind} or a tensor of them, got dtype {value.dtype}")
-        if value.ndim > 1:
-            raise ValueError(f"{name} must have shape [batch], got {list(value.shape)}")
-        return
-    numeric = int if integer else (int, float)
-    if isinstance(value, bool) or not isinstance(value, numeric):
-        raise TypeError(f"{name} must be {kind} or a tensor [batch], got {value!r}")
-    if not accepted.holds(value):
-        raise ValueError(f"{name} must be in {accepted}, got {value!r}")
-
-
-def rows_of(name: str, value: Parameter, batch: int, device: torch.device) -> Tensor:
-    """A parameter as float64 `[batch]` on the device of the logits."""
-    if not isinstance(value, Tensor):
-        return torch.full((batch,), float(value), dtype=torch.float64, device=device)
-    if value.device != device:
-        raise ValueError(f"{name} is on {value.device}, the logits are on {device}")
-    if value.ndim == 1 and value.shape[0] != batch:
-        raise ValueError(f"{name} must have shape [{batch}], got {list(value.shape)}")
-    return value.detach().double().expand(batch)
-
-
-def values_of(rule: Rule, batch: int, device: torch.device) -> tuple[Tensor, ...]:
-    """The parameters of a rule as float64 `[batch]` on the device of the logits."""
-    return tuple(
-        rows_of(parameter.name, parameter.value, batch, device) for parameter in rule.parameters
-    )
-
-
-class NamedParameter(NamedTuple):
-    """A parameter of a rule.
-
-    Attributes:
-        name: of its field.
-        value: a number, or a tensor `[batch]`.
-        accepted: the values that it may have.
-        integer: whether they are integers.
-    """
-
-    name: str
-    value: Parameter
-    accepted: Range
-    integer: bool = False
-
-
-class Rule(ABC):
-    """What a list of rules holds: it narrows the support, or sets the temperature of what follows."""
-
-    __slots__ = ()
-
-    @property
-    @abstractmethod
-    def parameters(self) -> tuple[NamedParameter, ...]:
-        """What may differ from row to row."""
-
-    @property
-    def value(self) -> Parameter:
-        """The first parameter; 0 for a rule that has none."""
-        return self.parameters[0].value if self.parameters else 0.0
-
-    @property
-    def has_tensors(self) -> bool:
-        """Whether a parameter is a tensor, whose values only the device knows."""
-        return any(isinstance(parameter.value, Tensor) for parameter in self.parameters)
-
-    def with_parameters(self, values: Sequence[Parameter]) -> Rule:
-        """The rule with other parameters, in the order of `parameters`."""
-        names = [parameter.name for parameter in self.parameters]
-        changed = dict(zip(names, values, strict=True))
-        return cast(Rule, replace(cast(Any, self), **changed))
-
-    def validity(self, values: Sequence[Tensor]) -> Tensor:
-        """Which rows have parameters in their ranges, bool `[batch]`, without synchronising.
-
-        Args:
-            values: float64 `[batch]` of every parameter; there is at least one.
-        """
-        held = (
-            parameter.accepted.holds_tensor(value)
-            for parameter, value in zip(self.parameters, values, strict=True)
-        )
-        return functools.reduce(operator.and_, held)
-
-    @abstractmethod
-    def apply_row(self, row: Row, temperature: float, values: Sequence[float]) -> float:
-        """Apply the rule to one row on the CPU.
-
-        Args:
-            row: the row and its support so far, which may be narrowed.
-            temperature: that so far, above 0.
-            values: the parameters for this row.
-
-        Returns:
-            The temperature of everything that follows.
-        """
-
-    @abstractmethod
-    def apply(
-        self, logits: Tensor, support: Support, temperature: Tensor, values: Sequence[Tensor]
-    ) -> tuple[Support, Tensor]:
-        """Apply the rule to a batch on any device, without synchronising.
-
-        Args:
-            logits: `[batch, vocab]`.
-            support: that so far.
-            temperature: `[batch]` float64, that so far, above 0.
-            values: `[batch]` float64, the parameters.
-
-        Returns:
-            Support and temperature of everything that follows.
-        """
-
-
-class TruncationRule(Rule):
-    """A rule with one parameter, or none, that narrows the support."""
-
-    __slots__ = ()
-
-    parameter: ClassVar[str | None]
-    accepted: ClassVar[Range]
-    integer: ClassVar[bool] = False
-
-    ties: Ties
-    min_tokens_to_keep: int
-
-    def __post_init__(self) -> None:
-        for name, value, accepted, integer in self.parameters:
-            check_parameter(name, value, accepted, integer=integer)
-        keep = self.min_tokens_to_keep
-        if isinstance(keep, bool) or not isinstance(keep, int):
-            raise TypeError(f"min_tokens_to_keep must be an integer, got {keep!r}")
-        if keep < 1:
-            raise ValueError(f"min_tokens_to_keep must be at least 1, got {keep}")
-        self._check_choices()
-
-    @property
-    def range(self) -> Range:
-        """The accepted values of the parameter."""
-        return self.accepted
-
-    @property
-    def parameters(self) -> tuple[NamedParameter, ...]:
-        """The parameter, if there is one."""
-        if self.parameter is None:
-            return ()
-        value = getattr(self, self.parameter)
-        return (NamedParameter(self.parameter, value, self.range, self.integer),)
-
-    def apply_row(self, row: Row, temperature: float, values: Sequence[float]) -> float:
-        """Narrow the support of one row."""
-        self.narrow_row(row, temperature, values[0] if values else 0.0)
-        return temperature
-
-    def apply(
-        self, logits: Tensor, support: Support, temperature: Tensor, values: Sequence[Tensor]
-    ) -> tuple[Support, Tensor]:
-        """Narrow the supports of a batch."""
-        value = values[0] if values else torch.zeros_like(temperature)
-        return self.narrow(logits, support, temperature, value), temperature
-
-    def narrow_row(self, row: Row, temperature: float, value: float) -> None:
-        """Narrow the support of one row on the CPU.
-
-        Args:
-            row: the row and its support so far.
-            temperature: above 0.
-            value: the rule's parameter for this row.
-        """
-        threshold, index = self._row_threshold(row, temperature, value)
-        if self.min_tokens_to_keep > 1 or threshold > row.maximum:
-            least, last = top_k(row, self.min_tokens_to_keep)
-            if least < threshold or (least == threshold and last > index):
-                threshold, index = least, last
-        row.narrow(threshold, row.vocab - 1 if self.ties == "all" else index)
-
-    def narrow(
-        self, logits: Tensor, support: Support, temperature: Tensor, value: Tensor
-    ) -> Support:
-        """The narrowed support of a batch on any device, without synchronising.
-
-        Args:
-            logits: `[batch, vocab]`.
-            support: the support so far.
-            temperature: `[batch]` float64, above 0.
-            value: `[batch]` float64, the rule's parameter.
-        """
-        kept = self._threshold(logits, support, temperature, value)
-        keep = torch.full_like(value, self.min_tokens_to_keep)
-        kept = union(kept, top_k_reference(logits, support, keep))
-        index = (
-            torch.full_like(kept.index, logits.shape[-1] - 1) if self.ties == "all" else kept.index
-        )
-        # a threshold between two logits is rounded up: the same tokens are above it
-        rounded = kept.value.to(compute_dtype(logits.dtype))
-        above = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
-        exact = torch.where(rounded < kept.value, above, rounded)
-        return intersect(support, Support(exact, index, kept.upper.to(exact.dtype)))
-
-    def _check_choices(self) -> None:
-        if self.ties not in ("lowest_id", "all"):
-            raise ValueError(f"ties must be 'lowest_id' or 'all', got {self.ties!r}")
-
-    @abstractmethod
-    def _row_threshold(self, row: Row, temperature: float, value: float) -> tuple[float, int]: ...
-
-    @abstractmethod
-    def _threshold(
-        self, logits: Tensor, support: Support, temperature: Tensor, value: Tensor
-    ) -> Support: ...
-
-
-class ThresholdRule(TruncationRule):
-    """A rule whose least kept logit follows from sums over the row."""
-
-    __slots__ = ()
-
-    def _row_threshold(self, row: Row, temperature: float, value: float) -> tuple[float, int]:
-        # rounding up keeps the same tokens
-        return row.round_up(self._row_least(row, temperature, value)), row.vocab - 1
-
-    def _threshold(
-        self, logits: Tensor, support: Support, temperature: Tensor, value: Tensor
-    ) -> Support:
-        least = self._least(logits, support, temperature, value)
-        return threshold_support(least, logits.shape[-1])
-
-    @abstractmethod
-    def _row_least(self, row: Row, temperature: float, value: float) -> float: ...
-
-    @abstractmethod
-    def _least(
-        self, logits: Tensor, support: Support, temperature: Tensor, value: Tensor
-    ) -> Tensor: ...
+__all__ = [
+    "Epsilon",
+    "Eta",
+    "MinP",
+    "NamedParameter",
+    "PLess",
+    "Parameter",
+    "Range",
+    "Rule",
+    "ThresholdRule",
+    "Ties",
+    "TopA",
+    "TopH",
+    "TopK",
+    "TopNSigma",
+    "TopP",
+    "TruncationRule",
+    "Typical",
+    "check_parameter",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -525,7 +268,7 @@ class Eta(ThresholdRule):
 
 @dataclass(frozen=True, slots=True)
 class TopA(ThresholdRule):
-    """Tokens with a probability of at least `top_a` times the square of the largest.
+    """Tokens with a probability of at least `top_a` times the square of the largest (KoboldAI's top-a).
 
     Args:
         top_a: in [0, 1].

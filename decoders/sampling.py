@@ -70,10 +70,11 @@ def sample(
             temperature so far, which some of them change.
         temperature: at least 0, a number or a tensor `[batch]`; 0 takes the lowest token id with
             the largest logit.
-        seed: int64, a number or `[batch]`; None takes one number from `generator`, or from torch's
+        seed: any int64, a number or `[batch]`; None takes one number from `generator`, or from torch's
             default generator.
-        sequence: names the rows, so that they draw independently; their numbers by default.
-        step: counts the draws of a sequence.
+        sequence: int64 `[batch]` in [0, 2**48), or a number for a single row: names the rows, so that
+            they draw independently; their numbers by default.
+        step: int64 in [0, 2**32), a number or `[batch]`: counts the draws of a sequence.
         generator: where the seed comes from when there is none.
         logprobs_mode: "processed" gives the log-probability of the drawn token under the law it was
             drawn from (0 at temperature 0), "raw" under `softmax(logits)`, the model's own law:
@@ -84,10 +85,15 @@ def sample(
         backend: "torch" takes plain torch; "triton" the kernels, which no chip has run yet, on a GPU
             or in Triton's interpreter; "auto" the kernels for calls on a GPU that they can run.
 
+    Returns:
+        one token a row, its log-probability, the mass that the rules kept, and a status.
+
     Raises:
         ValueError: a shape or parameter is outside its range, the backend cannot run the call, or
             (on the CPU) a row holds NaN, +inf or nothing finite.
-        TypeError: the logits are not floating point, a rule is not a rule.
+        TypeError: something else than a tensor, logits that are not floating point, a rule that is
+            not a rule.
+        RuntimeError: `seed=None` while a CUDA graph is captured.
     """
     if logprobs_mode not in ("processed", "raw"):
         raise ValueError(f"logprobs_mode must be 'processed' or 'raw', got {logprobs_mode!r}")
@@ -192,7 +198,15 @@ def check(result: HasStatus) -> None:
 
     Args:
         result: what `sample` or `verify_block` returned.
+
+    Raises:
+        ValueError: some row has no token; it names every one and why.
+        TypeError: the result has no status.
     """
+    if not isinstance(getattr(result, "status", None), Tensor):
+        raise TypeError(
+            f"result must be what sample or verify_block returned, got {type(result).__name__}"
+        )
     check_status(result.status.tolist())
 
 

@@ -36,10 +36,15 @@ from warpdraft.kernels.entropy_temperature import (
 from warpdraft.kernels.row_stats import Row
 from warpdraft.kernels.support import Support
 
-from .rules import NamedParameter, Parameter, Range, Rule, check_parameter
-
-POSITIVE = Range(0.0, math.inf, low_included=False, high_included=False)
-NOT_NEGATIVE = Range(0.0, math.inf, high_included=False)
+from .abstract_rules import Rule
+from .parameters import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    NamedParameter,
+    Parameter,
+    Range,
+    check_parameter,
+)
 
 
 class TemperatureRule(Rule):
@@ -104,6 +109,10 @@ class DynamicTemperature(TemperatureRule):
         minimum: above 0.
         maximum: at least `minimum`.
         exponent: above 0; the share's power, 1 is linear, more is colder.
+
+    Raises:
+        ValueError: a number outside its range, or a `minimum` above `maximum`.
+        TypeError: a parameter that is neither a number nor a tensor of numbers.
     """
 
     minimum: Parameter

@@ -24,6 +24,7 @@ from warpdraft.kernels.support import (
 )
 from warpdraft.kernels.top_k import top_k_reference
 
+from .abstract_rules import Rule, values_of
 from .arguments import (
     TEMPERATURES,
     allowed,
@@ -33,7 +34,8 @@ from .arguments import (
     validity,
 )
 from .backend import Backend, operations_of, takes_triton
-from .rules import Rule, check_parameter, rows_of, values_of
+from .checks import check_tensor
+from .parameters import check_parameter, rows_of
 from .temperature_rules import change_temperature
 
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -90,7 +92,8 @@ def truncate(
     Raises:
         ValueError: a shape or parameter is outside its range, the backend cannot run the call, or
             (on the CPU) a row holds NaN, +inf or nothing finite.
-        TypeError: the logits are not floating point, a rule is not a rule.
+        TypeError: something else than a tensor, logits that are not floating point, a rule that is
+            not a rule.
     """
     check_logits(logits)
     listed = check_rules(rules)
@@ -189,9 +192,13 @@ def resolve(
         rules: applied in order, each on the law renormalised to the support so far.
         temperature: at least 0, a number or a tensor `[batch]`.
 
+    Returns:
+        supports, statuses and temperatures, one a row, on the device of the logits.
+
     Raises:
         ValueError: a shape or host parameter is outside its range.
-        TypeError: the logits are not floating point, a rule is not a rule.
+        TypeError: something else than a tensor, logits that are not floating point, a rule that is
+            not a rule.
     """
     call = Call.create(logits, rules, temperature)
     return call.resolve_rows() if logits.device.type == "cpu" else call.resolve_batch()
@@ -208,14 +215,21 @@ def check_status(status: Sequence[int]) -> None:
 
 def check_logits(logits: Tensor) -> None:
     """TypeError or ValueError unless `logits` is `[batch, vocab]` with a supported dtype."""
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"logits must be a tensor, got {type(logits).__name__}")
-    if logits.dtype not in LOGITS_DTYPES:
-        raise TypeError(f"logits must be float32, bfloat16, float16 or float64, got {logits.dtype}")
+    check_logits_dtype("logits", logits)
     if logits.ndim != 2:
         raise ValueError(f"logits must have shape [batch, vocab], got {list(logits.shape)}")
     if logits.shape[1] == 0:
-        raise ValueError("logits have an empty vocabulary: shape [batch, vocab] with vocab >= 1")
+        raise ValueError(
+            "logits have an empty vocabulary: they must have shape [batch, vocab] with vocab >= 1, "
+            f"got {list(logits.shape)}"
+        )
+
+
+def check_logits_dtype(name: str, logits: Tensor) -> None:
+    """TypeError unless `logits` is a tensor of a supported dtype."""
+    check_tensor(name, logits)
+    if logits.dtype not in LOGITS_DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {logits.dtype}")
 
 
 def check_rules(rules: Rule | Sequence[Rule]) -> tuple[Rule, ...]:
@@ -223,7 +237,10 @@ def check_rules(rules: Rule | Sequence[Rule]) -> tuple[Rule, ...]:
     listed = tuple(rules) if isinstance(rules, Sequence) else (rules,)
     for rule in listed:
         if not isinstance(rule, Rule):
-            raise TypeError(f"rules must be truncation rules such as TopH(0.4), got {rule!r}")
+            raise TypeError(
+                "rules must be truncation rules such as TopH(0.4), or temperature rules, "
+                f"got {rule!r}"
+            )
     return listed
 
 

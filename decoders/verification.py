@@ -23,12 +23,14 @@ from torch import Tensor
 
 from warpdraft.kernels.noise import MAX_DEPTH, MAX_PATH, Noise, Role
 
-from .arguments import validity
+from .arguments import TEMPERATURES, validity
 from .backend import KERNEL_DTYPES, Backend, operations_of, takes_triton
+from .checks import check_tensor
 from .laws import Law, NodeLaws, law_of
+from .parameters import check_parameter
 from .rules import Rule
 from .temperature_rules import change_temperature
-from .truncation import check_rules
+from .truncation import check_logits_dtype, check_rules
 
 # name -> module and class: adding a verifier is one file and one line here
 VERIFIERS: dict[str, tuple[str, str]] = {
@@ -288,13 +290,21 @@ def get_verifier(verifier: str | Verifier, **options: Any) -> Verifier:
         verifier: a name in `VERIFIERS`, or a verifier.
         options: of the verifier's class; None for its own default.
 
+    Returns:
+        a new verifier, or the given one.
+
     Raises:
-        ValueError: an unknown name, which lists those there are; an option that the verifier does not have.
+        ValueError: an unknown name, which lists those there are; an option that the verifier does not have, or one
+            outside its range.
+        TypeError: an option of another type.
     """
     chosen = {name: value for name, value in options.items() if value is not None}
     if isinstance(verifier, Verifier):
         if chosen:
-            raise ValueError(f"give {', '.join(chosen)} to {type(verifier).__name__}(...) itself")
+            raise ValueError(
+                f"give {', '.join(chosen)} to {type(verifier).__name__}(...) itself: "
+                "they are options of verifiers that are given by name"
+            )
         return verifier
     if not isinstance(verifier, str) or verifier not in VERIFIERS:
         raise ValueError(f"verifier must be one of {sorted(VERIFIERS)}, got {verifier!r}")
@@ -349,10 +359,14 @@ def verify_block(
             kernels for calls on a GPU that they can run. Their selection is planned on 32 ratios, so another candidate
             may be taken than in plain torch, and a recovered token ends the walk; the emitted law is the same.
 
+    Returns:
+        the emitted tokens of every row and what was accepted, on the device of `draft_token_ids`; a row whose logits
+        have no law gets a status and no tokens.
+
     Raises:
         ValueError: shapes, verifier, parameters, a backend that cannot run the call, or (on the CPU) token ids and
             nodes out of range.
-        TypeError: dtypes, or a rule that is none.
+        TypeError: something else than a tensor, dtypes, or a rule that is none.
     """
     if torch.compiler.is_compiling():
         # registers the operators, so only when one is compiled
@@ -410,7 +424,21 @@ def why_not_verification(
 
 
 class LogitsBlock:
-    """A draft block given as logits over nodes: the laws are made when a verifier asks for them."""
+    """A draft block given as logits over nodes: the laws are made when a verifier asks for them.
+
+    Args:
+        target_logits: as in `verify_block`, like everything that follows.
+        draft_logits: see there.
+        draft_token_ids: see there.
+        node_index: see there.
+        rules: see there.
+        temperature: see there.
+        drawn: see there.
+
+    Raises:
+        ValueError: shapes, devices, parameters or (on the CPU) numbers that do not fit.
+        TypeError: something else than a tensor, dtypes, or a rule that is none.
+    """
 
     def __init__(
         self,
@@ -425,17 +453,15 @@ class LogitsBlock:
         _check_shapes(target_logits, draft_logits, draft_token_ids, node_index)
         if drawn is None:
             drawn = torch.ones_like(draft_token_ids, dtype=torch.bool)
-        elif drawn.dtype != torch.bool or drawn.shape != draft_token_ids.shape:
-            raise ValueError(
-                f"drawn must be bool {list(draft_token_ids.shape)}, "
-                f"got {drawn.dtype} {list(drawn.shape)}"
-            )
+        else:
+            _check_drawn(drawn, draft_token_ids)
         # -1 stands behind the end of a path
         inside = torch.where(drawn, draft_token_ids, draft_token_ids.clamp_min(0))
         _check_numbers("draft_token_ids", inside, target_logits.shape[2])
         _check_numbers("node_index", node_index, target_logits.shape[1])
         _check_numbers("node_index of inner nodes", node_index[:, :, :-1], draft_logits.shape[1])
         listed = check_rules(rules)
+        check_parameter("temperature", temperature, TEMPERATURES)
         for name, value in (
             ("temperature", temperature),
             *((name, value) for rule in listed for name, value, *_ in rule.parameters),
@@ -508,7 +534,10 @@ class LogitsBlock:
 def _check_shapes(
     target_logits: Tensor, draft_logits: Tensor, draft_token_ids: Tensor, node_index: Tensor
 ) -> None:
+    for name, logits in (("target_logits", target_logits), ("draft_logits", draft_logits)):
+        check_logits_dtype(name, logits)
     for name, tensor in (("draft_token_ids", draft_token_ids), ("node_index", node_index)):
+        check_tensor(name, tensor)
         if tensor.dtype != torch.int64:
             raise TypeError(f"{name} must be int64, got {tensor.dtype}")
     if draft_token_ids.ndim != 3:
@@ -532,19 +561,41 @@ def _check_shapes(
                 f"{name} must be [batch, nodes, vocab] with batch {batch}, "
                 f"got shape {tuple(logits.shape)}"
             )
-    if target_logits.shape[2] == 0:
+    if 0 in target_logits.shape[1:]:
         raise ValueError(
-            "target_logits have an empty vocabulary: [batch, nodes, vocab] with vocab >= 1"
+            "target_logits have no nodes or an empty vocabulary: they must be [batch, nodes, vocab] "
+            f"with nodes and vocab >= 1, got shape {tuple(target_logits.shape)}"
         )
     if target_logits.shape[2] != draft_logits.shape[2]:
         raise ValueError(
-            f"target and draft logits must have one vocabulary width, "
+            f"target_logits and draft_logits must have one vocabulary width, "
             f"got {target_logits.shape[2]} and {draft_logits.shape[2]}"
+        )
+    for name, tensor in (("draft_logits", draft_logits), ("node_index", node_index)):
+        _check_same_device(name, tensor, draft_token_ids)
+    _check_same_device("target_logits", target_logits, draft_token_ids)
+
+
+def _check_drawn(drawn: Tensor, draft_token_ids: Tensor) -> None:
+    check_tensor("drawn", drawn)
+    if drawn.dtype != torch.bool or drawn.shape != draft_token_ids.shape:
+        raise ValueError(
+            f"drawn must be bool {list(draft_token_ids.shape)}, "
+            f"got {drawn.dtype} {list(drawn.shape)}"
+        )
+    _check_same_device("drawn", drawn, draft_token_ids)
+
+
+def _check_same_device(name: str, tensor: Tensor, draft_token_ids: Tensor) -> None:
+    if tensor.device != draft_token_ids.device:
+        raise ValueError(
+            f"{name} must be on the device of draft_token_ids, {draft_token_ids.device}, "
+            f"got {tensor.device}"
         )
 
 
 def _check_numbers(name: str, numbers: Tensor, size: int) -> None:
-    """Token ids or nodes must be in [0, size); on other devices than the CPU a look would synchronise."""
+    """ValueError for token ids or nodes outside [0, size); other devices than the CPU are not waited for."""
     if numbers.device.type != "cpu" or numbers.numel() == 0:
         return
     least, most = (int(bound) for bound in numbers.aminmax())

@@ -8,7 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .rules import Parameter, Rule
+from .arguments import TEMPERATURES
+from .backend import KERNEL_DTYPES
+from .checks import check_device
+from .parameters import Parameter, check_parameter
+from .rules import Rule
 from .sampling import sample
 from .truncation import check_rules, truncate
 from .verification import DEFAULT_VERIFIER, verify_block
@@ -51,11 +55,15 @@ def warmup(
         device: a GPU; or the CPU in Triton's interpreter, which has nothing to compile and runs them.
 
     Raises:
-        ValueError: torch sees no GPU, a shape is not two positive numbers, or the kernels cannot
-            run such a call.
+        ValueError: torch sees no GPU, a shape or block is not two positive ints, or the kernels
+            cannot run such a call.
         TypeError: a rule is not a rule.
     """
-    device, dtypes, blocks = torch.device(device), list(dtypes), list(blocks)
+    device = check_device("device", device)
+    dtypes = _dtypes(dtypes)
+    blocks = _pairs("blocks", "(num_drafts, draft_length)", blocks)
+    widths = sorted({vocab for _, vocab in _pairs("shapes", "(batch, vocab)", shapes)})
+    check_parameter("temperature", temperature, TEMPERATURES)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("warmup compiles kernels for a GPU, and torch sees none")
     temperature = _one_row(temperature, device)
@@ -63,7 +71,7 @@ def warmup(
         rule.with_parameters([_one_row(value, device) for _, value, *_ in rule.parameters])
         for rule in check_rules(rules)
     )
-    for vocab in _widths(shapes):
+    for vocab in widths:
         words = torch.full((1, -(-vocab // 32)), -1, dtype=torch.int32, device=device)
         bitmask = words if token_bitmask else None
         rows = torch.zeros(1, dtype=torch.int64, device=device) if row_indices else None
@@ -107,11 +115,20 @@ def _one_row(value: Parameter, device: torch.device) -> Parameter:
     return value.reshape(-1)[:1].to(device) if isinstance(value, Tensor) else value
 
 
-def _widths(shapes: Iterable[tuple[int, int]]) -> list[int]:
-    widths = set()
-    for shape in shapes:
-        batch, vocab = shape
-        if batch < 1 or vocab < 1:
-            raise ValueError(f"a shape is (batch, vocab), both at least 1, got {shape}")
-        widths.add(vocab)
-    return sorted(widths)
+def _pairs(name: str, meaning: str, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The pairs in a list; ValueError unless each is two ints, both at least 1."""
+    listed = list(pairs) if isinstance(pairs, Iterable) else [pairs]
+    for pair in listed:
+        if not isinstance(pair, Sequence) or [type(number) for number in pair] != [int, int]:
+            raise ValueError(f"{name} must hold pairs of ints {meaning}, got {pair!r}")
+        if min(pair) < 1:
+            raise ValueError(f"{name} must hold pairs {meaning}, both at least 1, got {pair}")
+    return listed
+
+
+def _dtypes(dtypes: Iterable[torch.dtype]) -> list[torch.dtype]:
+    listed = list(dtypes) if isinstance(dtypes, Iterable) else [dtypes]
+    for dtype in listed:
+        if dtype not in KERNEL_DTYPES:
+            raise ValueError(f"dtypes must be float32, bfloat16 or float16, got {dtype!r}")
+    return listed

@@ -27,7 +27,7 @@ class WithoutAdapter(ModelSource):
     """
 
     def model_for(self, target: PreTrainedModel) -> PreTrainedModel:
-        """See `ModelSource`; the same view as long as the target's weights are."""
+        """See `ModelSource`, also for the errors; the same view as long as the target's weights are."""
         inside = model_inside(target)
         draft = _without_adapter(inside)
         if draft is inside:

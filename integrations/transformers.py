@@ -32,6 +32,7 @@ if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 17
     )
 
 from warpdraft.adaptive_shape import AdaptiveShape
+from warpdraft.checks import check_streamer
 from warpdraft.first_layers import FirstLayers
 from warpdraft.prompt_lookup import PromptLookup
 from warpdraft.without_adapter import WithoutAdapter
@@ -107,9 +108,16 @@ def generate(
 
     The parameters are those of `SpeculativeDecoding`; `arguments` are those of `model.generate`.
 
+    Returns:
+        `[batch, longest]` int64 token ids, prompts included; with `return_dict_in_generate=True` a
+        `SpeculativeOutput`, whose `sequences` they are and whose `stats` say what the run did.
+
     Raises:
-        ValueError: for arguments that `transformers_arguments.ARGUMENTS` lists as refused.
+        ValueError: for arguments that `transformers_arguments.ARGUMENTS` lists as refused, and as
+            `SpeculativeDecoding`.
+        TypeError: as `SpeculativeDecoding`.
     """
+    check_streamer(streamer)
     once = None if streamer is None else _EndedOnce(streamer)
     sampling: dict[str, Any] = {
         "rules": rules,

@@ -7,6 +7,7 @@ and returns what it returns.
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,9 +76,9 @@ class FusedSampling:
         last_stats: of the run that finished last, whichever thread ran it.
 
     Raises:
-        ValueError: `stop_strings` without a tokenizer; when called, for arguments of `generate`
-            that `transformers_arguments.ARGUMENTS` lists as refused.
-        TypeError: `rules` holds something else.
+        ValueError: `stop_strings` without a tokenizer, a seed and a generator; when called, for
+            arguments of `generate` that `transformers_arguments.ARGUMENTS` lists as refused.
+        TypeError: an argument of another kind, such as `rules` that are none.
     """
 
     _draft: Draft | None = None
@@ -95,8 +96,9 @@ class FusedSampling:
         tokenizer: PreTrainedTokenizerBase | None = None,
         stop_strings: str | list[str] | None = None,
     ) -> None:
-        if stop_strings is not None and tokenizer is None:
-            raise ValueError(f"stop_strings={stop_strings!r} need the tokenizer: pass tokenizer=.")
+        _check_stop_strings(stop_strings, tokenizer)
+        if not isinstance(trusted, Collection) or not all(isinstance(t, type) for t in trusted):
+            raise TypeError(f"trusted must be types of logits processors, got {trusted!r}.")
         self.rules = check_rules(rules)
         self.last_stats: GenerationStats | None = None
         self._trusted = trusted
@@ -227,6 +229,22 @@ class FusedSampling:
         )
 
 
+def _check_stop_strings(
+    stop_strings: str | list[str] | None, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    if stop_strings is None:
+        return
+    listed = [stop_strings] if isinstance(stop_strings, str) else stop_strings
+    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+        raise TypeError(f"stop_strings must be a str or a list of them, got {stop_strings!r}.")
+    if not listed or "" in listed:
+        raise ValueError(
+            f"stop_strings must be texts of at least one letter, got {stop_strings!r}."
+        )
+    if tokenizer is None:
+        raise ValueError(f"stop_strings={stop_strings!r} need the tokenizer: pass tokenizer=.")
+
+
 def _compile_config(
     config: GenerationConfig, device: torch.device, *, asked: bool
 ) -> CompileConfig | None:
@@ -278,8 +296,9 @@ class SpeculativeDecoding(FusedSampling):
         stop_strings: see there.
 
     Raises:
-        ValueError: parameters out of range.
-        TypeError: `draft` is neither, or a count no int.
+        ValueError: a parameter out of range, or parameters that do not go together; when called, as `FusedSampling`,
+            and for models that cannot draft for one another.
+        TypeError: `draft` is neither, a count is no int, or another argument of another kind.
     """
 
     def __init__(
@@ -316,11 +335,15 @@ class SpeculativeDecoding(FusedSampling):
             stop_strings=stop_strings,
         )
         source = draft if isinstance(draft, DraftSource) else None
-        if source is None and not isinstance(draft, torch.nn.Module):
+        is_model = isinstance(draft, torch.nn.Module) and hasattr(draft, "config")
+        if source is None and not is_model:
             raise TypeError(
-                f"draft must be a causal language model or a draft source, got {draft!r}: "
+                "draft must be a causal language model or a draft source, "
+                f"got {reprlib.repr(draft)}: "
                 "FusedSampling samples without one"
             )
+        if not isinstance(compile, bool):
+            raise TypeError(f"compile must be True or False, got {compile!r}.")
         if verifier is None:
             verifier = DEFAULT_VERIFIER if source is None else source.default_verifier
         rule = get_verifier(verifier, selector=selector, num_top=num_top)

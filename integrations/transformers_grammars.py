@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from warpdraft.checks import check_integer
+
 _WORD = 32
 
 
@@ -32,8 +34,7 @@ class _GrammarProcessor(LogitsProcessor, ABC):
         self._grammars = tuple(grammars) if isinstance(grammars, list | tuple) else (grammars,)
         if not self._grammars:
             raise ValueError("grammars must be one, or one a prompt, got an empty list.")
-        if prompt_length < 1:
-            raise ValueError(f"prompt_length must be at least 1, got {prompt_length}.")
+        check_integer("prompt_length", prompt_length)
         self.prompt_length = prompt_length
         # the grammar of each row of a call, where its rows are not those of the batch
         self._chosen: list[int] | None = None

@@ -62,7 +62,11 @@ class _PaperTopH(_KernelWarper):
 
 
 class Installation:
-    """What `install` returns: `uninstall()` undoes it, and so does the end of a `with` block."""
+    """What `install` returns: `uninstall()` undoes it, and so does the end of a `with` block.
+
+    Attributes:
+        top_h_variant: "paper" or "transformers", what `top_h=` means while this installation decides.
+    """
 
     def __init__(self, top_h_variant: Variant) -> None:
         self.top_h_variant: Variant = top_h_variant
@@ -100,6 +104,9 @@ def install(top_h_variant: Variant = "paper") -> Installation:
     Args:
         top_h_variant: what `top_h=` means: "paper" (arXiv 2509.02510, Algorithm 1) or
             "transformers" (`TopHLogitsWarper`: over the 100 most likely tokens).
+
+    Returns:
+        the installation, to undo it.
 
     Raises:
         ValueError: for another variant.

@@ -5,13 +5,13 @@ Only rules that change the temperature move the survivors, by what the call's te
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from warpdraft.parameters import POSITIVE, check_number
 from warpdraft.rules import MinP, Rule, TopH
 from warpdraft.truncation import check_rules, truncate
 
@@ -28,8 +28,7 @@ class _RulesProcessor(LogitsProcessor):
     supports_continuous_batching = True
 
     def __init__(self, rules: Rule | Sequence[Rule], temperature: float) -> None:
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite, got {temperature}.")
+        check_number("temperature", temperature, POSITIVE)
         self.rules = check_rules(rules)
         self.temperature = temperature
 
@@ -51,7 +50,7 @@ class RulesLogitsProcessor(_RulesProcessor):
             which gives the law of the rules whatever temperature they have come to.
 
     Raises:
-        TypeError: a rule is not a rule.
+        TypeError: a rule is not a rule, or the temperature no number.
         ValueError: the temperature is not positive and finite.
     """
 

@@ -313,9 +313,7 @@ def support_kernel(
             prior_index = index
             value, index = stricter(value, index, found_value, found_index)
         position += 1
-        waiting = zero
-    if BRACKETED == 0:
-        waiting = zero
+    waiting = zero
 
     if heat == 0.0:
         # greedy: the lowest id of the largest logit, whatever the rules

@@ -89,9 +89,9 @@ def test_bound_grows_with_the_drafts_and_is_speculative_sampling_for_one():
             EQUAL[:, :3],
             2,
             ValueError,
-            r"one shape \[rows, vocab\], got \[1, 4\] and \[1, 3\]",
+            r"one shape \[rows, vocab\] .*got \[1, 4\] and \[1, 3\]",
         ),
-        (EQUAL[0], EQUAL[0], 2, ValueError, r"one shape \[rows, vocab\], got \[4\]"),
+        (EQUAL[0], EQUAL[0], 2, ValueError, r"one shape \[rows, vocab\] .*got \[4\]"),
         (EQUAL, EQUAL, 0, ValueError, "num_drafts must be at least 1, got 0"),
         (
             EQUAL * 2,
@@ -102,6 +102,11 @@ def test_bound_grows_with_the_drafts_and_is_speculative_sampling_for_one():
         ),
         (EQUAL, EQUAL - 1, 2, ValueError, "draft_probs must hold probabilities >= 0"),
         (EQUAL * torch.nan, EQUAL, 2, ValueError, "target_probs must hold probabilities >= 0"),
+        (EQUAL.tolist(), EQUAL, 2, TypeError, "target_probs must be a tensor, got list"),
+        (EQUAL, None, 2, TypeError, "draft_probs must be a tensor, got NoneType"),
+        (EQUAL[:, :0], EQUAL[:, :0], 2, ValueError, r"vocab >= 1, got \[1, 0\]"),
+        (EQUAL, EQUAL.to("meta"), 2, ValueError, "target_probs are on cpu, draft_probs on meta"),
+        (EQUAL, EQUAL, 1 << 63, ValueError, r"num_drafts must be in \[1, 9223372036854775807\]"),
         (EQUAL.long(), EQUAL, 2, TypeError, "target_probs must be floating point, got torch.int64"),
     ],
 )
@@ -115,3 +120,9 @@ def test_bound_checks_the_drafts():
         optimal_acceptance(EQUAL, EQUAL, 2, "best")
     with pytest.raises(ValueError, match="num_top must be at least 0, got -1"):
         optimal_acceptance(EQUAL, EQUAL, 2, "hybrid", -1)
+    with pytest.raises(ValueError, match=r"drafts must be one of"):
+        optimal_acceptance(EQUAL, EQUAL, 2, ["iid"])
+
+
+def test_the_bound_of_more_drafts_than_a_float_counts():
+    assert optimal_acceptance(EQUAL, EQUAL, (1 << 63) - 1).tolist() == [1.0]

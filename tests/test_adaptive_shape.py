@@ -138,14 +138,31 @@ def test_an_identical_draft_gets_the_longest_blocks() -> None:
         ({"draft_lengths": ()}, "draft_lengths must hold"),
         ({"draft_lengths": (0, 4)}, "draft_lengths must hold"),
         ({"num_drafts": (5000,)}, "num_drafts must hold"),
+        ({"draft_lengths": 4}, "draft_lengths must hold ints in .*got 4"),
+        ({"num_drafts": (True,)}, r"num_drafts must hold ints in .*got \(True,\)"),
         ({"draft_cost": 0.1}, "give draft_cost and node_cost both"),
         ({"draft_cost": -1.0, "node_cost": 0.0}, "draft_cost must be"),
         ({"memory": 0.0}, "memory must be"),
         ({"explore_every": 0}, "explore_every must be"),
+        ({"draft_cost": float("nan"), "node_cost": 0.0}, "draft_cost must be in .*got nan"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        AdaptiveShape(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory": "0.5"}, "memory must be a number, got '0.5'"),
+        ({"memory": True}, "memory must be a number, got True"),
+        ({"explore_every": 1.5}, "explore_every must be an int, got 1.5"),
+        ({"draft_cost": "1", "node_cost": 0.0}, "draft_cost must be a number, got '1'"),
+    ],
+)
+def test_options_that_are_no_numbers_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         AdaptiveShape(**options)
 
 

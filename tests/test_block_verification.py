@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from warpdraft.kernels.block_verification import verify_path
+from warpdraft.kernels.block_verification import _recovered, verify_path
 from warpdraft.kernels.noise import Noise
 from warpdraft.laws import Law
 from warpdraft.verifiers.block import Block
@@ -70,3 +70,23 @@ def test_the_first_token_has_the_targets_law():
     output, _ = verify_path(target, draft, paths, Noise.create(40_000, seed=2, device="cpu"))
     counts = output[:, 0].bincount(minlength=6).numpy()
     assert chisquare(counts, target[0, 0].numpy() * 40_000).pvalue > ALARM
+
+
+def test_a_row_alone_is_verified_as_in_its_batch():
+    # fewer rows than depths
+    target, draft, paths = random_block(5, 4, 9, zeros=False)
+    noise = Noise.create(ROWS, seed=6, device="cpu")
+    output, accepted = verify_path(target, draft, paths, noise)
+    for row in range(20):
+        one = torch.tensor([row])
+        alone = verify_path(target[one], draft[one], paths[one], noise.select(one))
+        assert torch.equal(alone[0], output[one])
+        assert torch.equal(alone[1], accepted[one])
+
+
+def test_where_rounding_leaves_no_residual_the_target_is_drawn_from():
+    target = torch.tensor([[[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]], dtype=torch.float64)
+    nothing = torch.zeros(1, 1, 3, dtype=torch.float64)
+    noise = Noise.create(1, seed=0, device="cpu")
+    total, stop = nothing.sum(2), torch.tensor([0])
+    assert _recovered(nothing, total, target, stop, noise).tolist() == [1]

@@ -419,3 +419,10 @@ def test_support_of_too_many_columns_is_refused():
         draw(few, noise_of(1), Role.PLAIN, token_ids=torch.arange(DIRECT + 1)[None])
     with pytest.raises(ValueError, match=r"like mass .* got \[1, 2\] and \[1, 3\]"):
         draw(few[:, :3], noise_of(1), Role.PLAIN, token_ids=torch.arange(2)[None])
+
+
+@pytest.mark.parametrize("form", [*FORMS, pytest.param(draw_reference, id="reference")])
+@pytest.mark.parametrize("total", [module.MIN_TOTAL, module.MAX_TOTAL], ids=["least", "most"])
+def test_masses_at_the_ends_of_the_range_are_drawn(form, total):
+    mass = torch.tensor([[0.0, total]], dtype=torch.float64)
+    assert torch.as_tensor(form(mass, noise_of(1), Role.BONUS)).tolist() == [1]

@@ -150,11 +150,21 @@ def test_layers_that_accelerate_moves_keep_their_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("layers", "error"),
-    [(0, ValueError), ([], ValueError), ([1, 0], ValueError), ([-1], ValueError), ("2", TypeError)],
+    [
+        (0, ValueError),
+        ([], ValueError),
+        ([1, 0], ValueError),
+        ([-1], ValueError),
+        ("2", TypeError),
+        (None, TypeError),
+        (1.5, TypeError),
+        (True, TypeError),
+        ({0, 1}, TypeError),
+    ],
     ids=str,
 )
 def test_layers_that_are_none_are_refused(layers: object, error: type[Exception]) -> None:
-    with pytest.raises(error, match="layer"):
+    with pytest.raises(error, match=r"layers must be .*got"):
         FirstLayers(layers)
 
 

@@ -1,7 +1,8 @@
 """The public functions on hostile tensors and parameters: a documented error, or what they promise.
 
 `WARPDRAFT_FUZZ=1000000 pytest tests/test_fuzz.py` runs as many rows of truncation and sampling from
-a generator of a fixed seed, in place of hypothesis's few.
+a generator of a fixed seed, in place of hypothesis's few, a tenth as many rows of batches that
+change, and a five-thousandth as many generations.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import in_order, supports
+from tiny_models import tiny_model
 
 from warpdraft import (
     Epsilon,
@@ -33,6 +35,13 @@ from warpdraft import (
     truncate,
     verify_block,
 )
+from warpdraft.integrations.transformers import (
+    AdaptiveShape,
+    FirstLayers,
+    PromptLookup,
+    generate,
+)
+from warpdraft.per_request import PerRequestRules
 from warpdraft.truncation import resolve
 from warpdraft.verification import VERIFIERS, get_verifier
 
@@ -152,6 +161,18 @@ def indistinct(row, rules, temperature):
     return 0 < spread < 1e-4 and any(isinstance(rule, Typical) for rule in rules)
 
 
+def is_typical(row, kept, rule, temperature):
+    """Whether a support is one of `Typical`, where rounding may have ordered equal surprises."""
+    logprobs = torch.log_softmax(row.double() / temperature, -1)
+    probs = logprobs.exp()
+    shift = (-logprobs - torch.special.entr(probs).sum()).abs()
+    left = shift[~kept & row.isfinite()]
+    nearest = len(left) == 0 or float(shift[kept].max()) <= float(left.min()) + 1e-4
+    # all that equal a kept token are kept
+    whole = not bool(torch.isin(row[~kept], row[kept]).any())
+    return nearest and whole and float(probs[kept].sum()) >= rule.typical_p - 1e-9
+
+
 def check_rows(rng):
     """One call of truncate, resolve and sample; the number of rows that were looked at."""
     logits, rules, temperature = a_batch(rng), some_rules(rng), rng.choice(TEMPERATURES)
@@ -174,12 +195,14 @@ def check_rows(rng):
         kept = truncated[number] > -torch.inf
         assert torch.equal(truncated[number][kept], row[kept]), story
         ids = in_order(row)[1]
+        assert bool(kept[drawn.token_ids[number]]), story
         if indistinct(row, rules, temperature):
+            lone = len(rules) == 1 and rules[0].min_tokens_to_keep == 1
+            assert not lone or is_typical(row, kept, rules[0], temperature or 1e-9), story
             continue
         right = right_slices(row, rules, temperature)
         found = set(kept.nonzero().flatten().tolist())
         assert any(found == set(ids[a:b].tolist()) for a, b in right), f"row {number} of {story}"
-        assert bool(kept[drawn.token_ids[number]]), story
     assert bool((drawn.logprobs <= 1e-6).all()) and bool((drawn.logprobs.isfinite()).all()), story
     assert bool(((drawn.kept_mass >= 0) & (drawn.kept_mass <= 1)).all()), story
     return sent
@@ -271,3 +294,220 @@ def test_the_bound_refuses_a_number_of_drafts(number):
     laws = torch.full((1, 2), 0.5)
     with pytest.raises((ValueError, TypeError), match=r"num_drafts must be .*got"):
         optimal_acceptance(laws, laws, number)
+
+
+def change_requests(rng, requests, held, slots):
+    """One change of the batch, made in a `PerRequestRules` and in a dict of slots."""
+    first, second = rng.randrange(slots), rng.randrange(slots)
+    kind = rng.choice(["add", "add", "add", "remove", "move", "swap", "reorder"])
+    if kind == "add":
+        rules, temperature = some_rules(rng), rng.choice(TEMPERATURES)
+        truncated = requests.add(first, rules, temperature)
+        assert truncated == (bool(rules) and temperature > 0)
+        held[first] = (rules, temperature)
+    elif kind == "remove":
+        requests.remove(first)
+        held.pop(first, None)
+    elif kind == "move":
+        requests.move(first, second)
+        held[second] = held.get(first, ((), 1))
+        if first != second:
+            held.pop(first, None)
+    elif kind == "swap":
+        requests.swap(first, second)
+        held[first], held[second] = held.get(second, ((), 1)), held.get(first, ((), 1))
+    else:
+        order = rng.sample(range(slots), rng.randrange(slots + 1))
+        requests.reorder(order)
+        moved = {new: held[old] for new, old in enumerate(order) if old in held}
+        held.clear()
+        held.update(moved)
+    return kind, first, second
+
+
+def check_batch_changes(rng):
+    """Requests that come, go and move between steps; the number of rows that were looked at."""
+    slots = rng.choice([1, 3, 6])
+    requests, held, rows, story = PerRequestRules("cpu"), {}, 0, []
+    for _ in range(rng.randrange(1, 9)):
+        story += [change_requests(rng, requests, held, slots) for _ in range(rng.randrange(4))]
+        logits = a_batch(rng)
+        # a request may have several rows, or none
+        by_row = [rng.randrange(slots + 1) for _ in logits]
+        if rng.random() < 0.3:
+            by_row = list(range(len(logits)))
+        before = logits.clone()
+        tale = f"{story} {held} slots {by_row} {before!r}"
+        given = None if by_row == list(range(len(logits))) else by_row
+        if logits.stride(-1) != 1 and logits.shape[1] > 1:
+            logits = logits.contiguous()
+        after = requests.apply_inplace(logits, given)
+        assert after is logits, tale
+        for row, old, slot in zip(after, before, by_row, strict=True):
+            rules, temperature = held.get(slot, ((), 1))
+            if not rules or temperature == 0 or not status_of(old):
+                assert torch.equal(row.nan_to_num(7e4), old.nan_to_num(7e4)), tale
+                continue
+            kept = row > -torch.inf
+            assert torch.equal(row[kept], old[kept]), tale
+            if indistinct(old, rules, temperature):
+                continue
+            ids = in_order(old)[1]
+            right = right_slices(old, rules, temperature)
+            found = set(kept.nonzero().flatten().tolist())
+            assert any(found == set(ids[a:b].tolist()) for a, b in right), tale
+        rows += len(logits)
+    return rows
+
+
+@FEW
+@given(st.randoms(use_true_random=False))
+def test_requests_keep_their_rules_while_the_batch_changes(rng):
+    check_batch_changes(rng)
+
+
+def test_as_many_rows_of_changing_batches_as_asked_for():
+    rng, rows = random.Random(SEED), 0
+    while rows < max(ROWS // 10, 500):
+        rows += check_batch_changes(rng)
+    print(f"{rows} rows of changing batches, seed {SEED}: no difference")
+
+
+class Streamer:
+    """Takes everything and ends once."""
+
+    def __init__(self):
+        self.tokens, self.ends = [], 0
+
+    def put(self, tokens):
+        self.tokens += tokens.flatten().tolist()
+
+    def end(self):
+        self.ends += 1
+
+
+VOCAB = 24
+TARGET = tiny_model(vocab=VOCAB, context=64)
+DRAFT = tiny_model(seed=1, vocab=VOCAB, layers=1, context=64)
+SOUND = {
+    "num_drafts": (1, 2, 4),
+    "draft_length": (1, 2, 5, 255),
+    "verifier": (None, *sorted(VERIFIERS)),
+    "selector": (None, "clip", "lex"),
+    "num_top": (None, 0, 1, 9),
+    "structure": ("paths", "paths", "rollover"),
+    "node_budget": (None, None, 1, 6, 4096),
+    "layout": ("auto", "paths", "tree"),
+    "adaptive": (None, None, AdaptiveShape((1, 3), draft_cost=0.1, node_cost=0.0)),
+    "seed": (0, -(1 << 63), (1 << 63) - 1, None),
+    "trusted": ((), [type]),
+    "cache_implementation": ("static", None),
+}
+SAMPLING = {
+    "temperature": (0.3, 1.0, 1.5),
+    "top_k": (0, 3),
+    "top_p": (1.0, 0.7),
+    "do_sample": (True, True, False),
+    "max_new_tokens": (1, 2, 9),
+}
+HOSTILE = {
+    "num_drafts": (0, -1, True, 1.5, "4", None, 4097, 10**400, math.nan),
+    "draft_length": (0, 256, False, 2.0, [4], math.inf),
+    "verifier": ("spectr", 3, ["k_seq"], "", object),
+    "selector": ("first", 3, ["clip"]),
+    "num_top": (-1, True, 1.5, "1"),
+    "structure": ("tree", 3, None, ["paths"]),
+    "node_budget": (0, -1, True, 2.5, "6", 10**30),
+    "layout": ("rows", 3, None, {}),
+    "adaptive": (True, (1, 2), "auto"),
+    "seed": (1.5, "7", True, 1 << 63, -(1 << 63) - 1, [1]),
+    "sequence": (
+        [0],
+        torch.tensor(0),
+        torch.zeros(2),
+        torch.tensor([-1, 0]),
+        torch.zeros(5).long(),
+    ),
+    "generator": (3, torch.Generator, "cpu"),
+    "trusted": (3, ["a"], None, torch.nn.Linear),
+    "streamer": (3, print, object()),
+    "stop_strings": (3, [""], "", [], [3], "end"),
+    "compile": (1, "yes", None),
+    "rules": (0.4, "top_h", [TopH], [None], {"top_h": 0.4}),
+    "num_beams": (2,),
+    "max_new_tokens": (64, 10**9),
+}
+
+
+# what else a refusal may say of an argument
+RENAMED = {"max_new_tokens": ("context holds",), "stop_strings": ("tokenizer",)}
+
+
+def hold_to_their_rules(text, prompt, mask, rules, options):
+    """The new tokens of a text against what a plain pass of the target leaves."""
+    length = prompt.shape[1]
+    assert text.dtype == torch.int64 and len(text) == len(prompt)
+    assert length < text.shape[1] <= length + options["max_new_tokens"]
+    assert torch.equal(text[:, :length], prompt)
+    seen = torch.cat([mask, mask.new_ones(len(text), text.shape[1] - length)], 1)
+    places = (seen.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        logits = TARGET(text, attention_mask=seen, position_ids=places).logits
+    warpers = [TopK(options["top_k"], ties="all")] if options["top_k"] else []
+    warpers += [TopP(options["top_p"])] if options["top_p"] < 1 else []
+    heat = options["temperature"] if options["do_sample"] else 0
+    for place in range(length, text.shape[1]):
+        rows = logits[:, place - 1]
+        kept = truncate(rows, [*warpers, *rules], temperature=heat)
+        drawn = rows.gather(1, text[:, place : place + 1])
+        # another call of the target rounds otherwise: a token may stand on the other side of a cut
+        near = (kept > -torch.inf) & ((rows - drawn).abs() < 1e-4)
+        assert bool(near.any(1).all()), f"token {place}"
+
+
+def check_generation(rng):
+    """One generation with options of any kind: the argument is named, or the text is lawful."""
+    options = {name: rng.choice(values) for name, values in SAMPLING.items()}
+    wrong = rng.choice([None] * 20 + sorted(HOSTILE))
+    if wrong is None:
+        # most combinations of many are refused
+        few = rng.sample(sorted(SOUND), rng.choice([1, 2, 3, 5]))
+        options |= {name: rng.choice(SOUND[name]) for name in few}
+    else:
+        options[wrong] = rng.choice(HOSTILE[wrong])
+    rules = some_rules(rng)
+    draft = rng.choice([DRAFT, DRAFT, DRAFT, TARGET, FirstLayers(1), PromptLookup(2)])
+    batch, width = rng.choice([1, 1, 2]), rng.choice([1, 2, 6])
+    prompt = torch.tensor([[rng.randrange(2, VOCAB) for _ in range(width)] for _ in range(batch)])
+    mask = torch.ones_like(prompt)
+    if batch > 1 and width > 1 and rng.random() < 0.5:
+        mask[0, : width - 1] = 0
+    streamer = Streamer()
+    call = {"rules": rules, "streamer": streamer if batch == 1 else None, **options}
+    story = f"{draft if draft not in (DRAFT, TARGET) else 'a model'} {call} {prompt} {mask}"
+    try:
+        text = generate(TARGET, draft, prompt, attention_mask=mask, pad_token_id=0, **call)
+    except (ValueError, TypeError) as error:
+        said = str(error)
+        names = [wrong] if wrong is not None else [*options, "context holds"]
+        assert any(name in said for name in [*names, *RENAMED.get(wrong, ())]), f"{story}: {said}"
+        return False
+    finally:
+        assert wrong == "streamer" or streamer.ends == (batch == 1), story
+    assert wrong is None, f"not refused: {story}"
+    hold_to_their_rules(text, prompt, mask, rules, options)
+    return True
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.randoms(use_true_random=False))
+def test_a_generation_is_lawful_or_names_the_argument(rng):
+    check_generation(rng)
+
+
+def test_as_many_generations_as_asked_for():
+    rng, lawful, number = random.Random(SEED), 0, max(ROWS // 5000, 40)
+    for _ in range(number):
+        lawful += check_generation(rng)
+    assert lawful > number // 5
+    print(f"{number} generations, {lawful} of them lawful, the others refused by name")

@@ -292,3 +292,14 @@ def test_select_with_the_number_of_all_paths_is_noticed(monkeypatch):
     )
     law = enumerated_selection(monkeypatch, target, draft, candidates, alive)
     assert float((law - closed).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("rows", [0, 70_000], ids=["none", "more than are read at once"])
+def test_any_number_of_rows_is_planned(rows):
+    target = torch.tensor([[0.7, 0.3]], dtype=torch.float64).expand(rows, 2)
+    draft = torch.tensor([[0.2, 0.8]], dtype=torch.float64).expand(rows, 2)
+    plan = k_seq_plan(target, draft, torch.full((rows,), 2))
+    one = k_seq_plan(
+        target.new_tensor([[0.7, 0.3]]), draft.new_tensor([[0.2, 0.8]]), torch.tensor([2])
+    )
+    assert torch.equal(plan.rho, one.rho.expand(rows))

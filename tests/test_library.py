@@ -28,6 +28,7 @@ from warpdraft import (
     Typical,
     rule_codes,
 )
+from warpdraft.library import sample_in_graph
 
 RULES = [
     TopH(0.3),
@@ -221,3 +222,22 @@ def test_the_operators_are_registered_at_their_first_use():
 @pytest.mark.timeout(600)
 def test_operators_steps_and_warm_up_in_the_interpreter():
     run_tests("interpreted_graphs.py", interpret=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"seed": 1.5}, TypeError, "seed must be an int, got 1.5"),
+        ({"step": True}, TypeError, "step must be an int, got True"),
+        ({"seed": 1 << 63}, ValueError, "seed must be in"),
+        ({"step": -1}, ValueError, "step must be in"),
+    ],
+    ids=["float_seed", "bool_step", "large_seed", "negative_step"],
+)
+def test_streams_of_a_compiled_call_are_checked(logits, change, error, message):
+    options = {"seed": 1, "step": 0, **change}
+    names = {"temperature": 1.0, "sequence": None, "generator": None}
+    with pytest.raises(error, match=message):
+        sample_in_graph(
+            logits, (), **names, **options, raw=False, token_bitmask=None, backend="auto"
+        )

@@ -284,6 +284,50 @@ def test_bad_options_are_refused(change: dict[str, object], message: str) -> Non
         run(model, model, token_ids, mask, 4, **change)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_drafts": True}, "num_drafts must be an int, got True"),
+        ({"seed": 1.5}, "seed must be an int, got 1.5"),
+        ({"generator": 3}, "generator must be a torch.Generator, got 3"),
+        ({"sequence": [0, 1, 2]}, "sequence must be a tensor, got list"),
+        ({"adaptive": True}, "adaptive must be an AdaptiveShape, got True"),
+        ({"streamer": print}, r"streamer must have put\(\) and end\(\)"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_options_of_another_kind_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        LoopOptions(max_length=9, pad_token_id=PAD, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1 << 63}, "seed must be in"),
+        ({"seed": 1, "generator": torch.Generator()}, "pass seed or generator, not both"),
+        ({"sequence": torch.zeros(3)}, r"sequence must be int64 \[batch\], got torch.float32"),
+        ({"sequence": torch.tensor(3)}, r"sequence must be int64 \[batch\], got .* \[\]"),
+    ],
+    ids=["seed", "seed_and_generator", "floats", "one_name"],
+)
+def test_noise_that_cannot_be_named_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LoopOptions(max_length=9, pad_token_id=PAD, **change)
+
+
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask"])
+def test_a_list_in_the_place_of_a_prompt_is_refused(name: str) -> None:
+    token_ids, mask = prompts()
+    if name == "input_ids":
+        token_ids = token_ids.tolist()
+    else:
+        mask = mask.tolist()
+    options = LoopOptions(max_length=20, pad_token_id=PAD)
+    with pytest.raises(TypeError, match=f"{name} must be a tensor, got list"):
+        generate_tokens(tiny_model(), None, token_ids, mask, LawPipeline(), options)
+
+
 def test_a_small_draft_context_is_named() -> None:
     token_ids, mask = prompts()
     with pytest.raises(ValueError, match="the draft model's context holds 16"):

@@ -672,6 +672,18 @@ def test_hybrid_drafts_with_the_law_of_plain_drafts_are_noticed():
     assert float((law - target).abs().max()) > 1e-2
 
 
+def test_a_law_is_that_of_the_root_where_no_depth_is_given():
+    target, draft = NODES["random"]
+    verifier = Optimal(None, num_top=1)
+    differ = False
+    for tokens in itertools.product(range(len(target)), repeat=3):
+        candidates = torch.tensor(tokens)
+        at_root, below = (verifier.law(target, draft, candidates, depth) for depth in (0, 1))
+        differ |= not torch.equal(at_root, below)
+        assert torch.equal(verifier.law(target, draft, candidates), at_root)
+    assert differ
+
+
 def test_below_the_root_hybrid_drafts_are_plain():
     target, draft = NODES["random"]
     candidates = torch.tensor([0, 2, 3])
@@ -767,6 +779,18 @@ def test_rows_of_a_batch_are_planned_as_if_alone(num_bins):
         )
         if int(count[row]) == 1:
             assert torch.equal(law[row], draft[row])
+
+
+@on_bins
+def test_a_row_without_candidates_selects_nothing_beside_others(num_bins):
+    target, draft = random_laws(2, 6, 1), random_laws(2, 6, 2)
+    draft[0] = 0
+    none, one = (
+        plan_selection(target, draft, torch.tensor([count, 3]), num_bins=num_bins).law()
+        for count in (0, 1)
+    )
+    assert torch.equal(none, one)
+    assert torch.equal(none[0], torch.zeros(6, dtype=torch.float64))
 
 
 class Waits(TorchDispatchMode):

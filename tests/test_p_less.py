@@ -30,3 +30,9 @@ def test_the_bound_is_the_sum_of_squares():
 
 def test_a_uniform_row_is_kept():
     assert kept(torch.full((1, 1000), 0.3), PLess()) == list(range(1000))
+
+
+def test_uniform_rows_of_every_size_are_kept():
+    # Q / S is 1, and its logarithm a rounding above or below 0
+    for vocab in range(1, 200):
+        assert len(kept(torch.zeros(1, vocab), PLess())) == vocab

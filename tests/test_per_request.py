@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -295,3 +296,97 @@ def test_a_bad_request_gets_one_line(parameters, message):
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("slot", "error"),
+    [
+        (-1, ValueError),
+        (1 << 63, ValueError),
+        (True, TypeError),
+        (1.0, TypeError),
+        ("0", TypeError),
+    ],
+    ids=str,
+)
+def test_a_slot_is_a_number(slot, error):
+    requests = PerRequestRules("cpu")
+    for call, name in (
+        (lambda: requests.add(slot, TopH(0.4)), "slot"),
+        (lambda: requests.remove(slot), "slot"),
+        (lambda: requests.move(slot, 1), "source"),
+        (lambda: requests.move(1, slot), "target"),
+        (lambda: requests.swap(slot, 1), "first"),
+        (lambda: requests.swap(1, slot), "second"),
+    ):
+        with pytest.raises(error, match=f"{name} must .*got"):
+            call()
+    assert len(requests) == 0
+
+
+def test_slots_may_be_numbers_of_numpy():
+    requests = PerRequestRules("cpu")
+    requests.add(np.int32(1), TopK(1))
+    logits = random_logits(2)
+    kept = requests.apply_inplace(logits.clone(), np.array([1, 0], dtype=np.int32)) > -math.inf
+    assert kept.sum(1).tolist() == [1, VOCAB]
+    requests.remove(np.int64(1))
+    assert len(requests) == 0
+
+
+@pytest.mark.parametrize(
+    ("order", "error"),
+    [([0, 0], ValueError), ([-1], ValueError), (3, TypeError), ([0.5], TypeError)],
+    ids=str,
+)
+def test_an_order_holds_different_slots(order, error):
+    with pytest.raises(error, match=r"order.* must .*got"):
+        PerRequestRules("cpu").reorder(order)
+
+
+@pytest.mark.parametrize(
+    ("slots", "error"),
+    [
+        ([0], ValueError),
+        ([0, 1, 2], ValueError),
+        ([0.0, 1.0], TypeError),
+        (torch.tensor([0.0, 1.0]), TypeError),
+        (1, TypeError),
+        (torch.zeros(2, device="meta"), TypeError),
+        (torch.zeros(3, dtype=torch.int64, device="meta"), ValueError),
+    ],
+    ids=["few", "many", "floats", "float_tensor", "number", "device_floats", "device_many"],
+)
+def test_there_is_one_slot_a_row(slots, error):
+    device = slots.device.type if isinstance(slots, torch.Tensor) else "cpu"
+    requests = PerRequestRules(device)
+    requests.add(0, TopH(0.4))
+    with pytest.raises(error, match=r"slots must be .*got"):
+        requests.apply_inplace(torch.zeros(2, VOCAB, device=device), slots)
+
+
+@pytest.mark.parametrize(
+    ("logits", "error", "message"),
+    [
+        ([[0.0]], TypeError, "logits must be a tensor, got list"),
+        (torch.zeros(VOCAB), ValueError, r"logits must have shape \[batch, vocab\]"),
+        (torch.zeros(2, 0), ValueError, "logits have an empty vocabulary"),
+        (torch.zeros(2, VOCAB, dtype=torch.int64), TypeError, "logits must be float32"),
+        (torch.zeros(2, VOCAB, device="meta"), ValueError, "logits must be on cpu, got meta"),
+    ],
+    ids=["list", "one_row", "empty", "ints", "elsewhere"],
+)
+def test_logits_that_no_rules_fit_are_refused(logits, error, message):
+    requests = PerRequestRules("cpu")
+    requests.add(0, TopH(0.4))
+    with pytest.raises(error, match=message):
+        requests.apply_inplace(logits)
+
+
+def test_a_request_that_is_no_mapping_is_refused():
+    with pytest.raises(ValueError, match="parameters must be a mapping such as"):
+        rules_of_request([("top_h", 0.4)])
+    with pytest.raises(TypeError, match="temperature must be a number, got tensor"):
+        PerRequestRules("cpu").add(0, TopH(0.4), torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"device must be a torch\.device or the name of one"):
+        PerRequestRules("gpu")

@@ -441,6 +441,12 @@ def test_our_processors_refuse_a_bad_temperature(temperature):
         MinPLogitsProcessor(temperature=temperature)
 
 
+@pytest.mark.parametrize("temperature", ["1", True, None])
+def test_our_processors_refuse_a_temperature_that_is_no_number(temperature):
+    with pytest.raises(TypeError, match=f"temperature must be a number, got {temperature!r}"):
+        MinPLogitsProcessor(temperature=temperature)
+
+
 @pytest.mark.parametrize(
     "make",
     [

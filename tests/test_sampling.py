@@ -167,8 +167,18 @@ def test_an_empty_batch():
         ({"logits": torch.zeros(4)}, ValueError, r"\[batch, vocab\]"),
         ({"logits": torch.zeros(2, 4, dtype=torch.int32)}, TypeError, "int32"),
         ({"rules": ["min_p"]}, TypeError, "min_p"),
+        ({"token_bitmask": [[1]]}, TypeError, "token_bitmask must be a tensor, got list"),
+        ({"seed": True}, TypeError, "seed must be an integer or an int64 tensor, got True"),
+        ({"step": True}, TypeError, "step must be an integer or an int64 tensor, got True"),
+        ({"seed": None, "generator": 3}, TypeError, "generator must be a torch.Generator, got 3"),
     ],
 )
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         sample(**{"logits": torch.zeros(2, 4), "seed": 0, **arguments})
+
+
+@pytest.mark.parametrize("result", [3, None, torch.zeros(2)], ids=["number", "none", "tensor"])
+def test_a_check_of_no_result(result):
+    with pytest.raises(TypeError, match="result must be what sample or verify_block returned"):
+        check(result)

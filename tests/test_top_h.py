@@ -95,3 +95,21 @@ def test_the_batched_form_of_alpha_one_keeps_all_of_100_tokens(variant):
     logits = torch.randn(200, 100, generator=torch.Generator().manual_seed(0))
     resolved = Call.create(logits, TopH(1.0, variant=variant), 1.0).resolve_batch()
     assert torch.equal(mask(logits, resolved.support), logits)
+
+
+def kept_of_batch(logits, rule):
+    """The tokens of the batched form, which a GPU takes where Triton does not run."""
+    resolved = Call.create(logits, rule, 1.0).resolve_batch()
+    return mask(logits, resolved.support)[0].isfinite().nonzero()[:, 0].tolist()
+
+
+def test_transformers_bound_belongs_to_the_prefix():
+    # two of four equal summands are half of the sum exactly
+    logits, rule = torch.zeros(1, 4), TopH(0.5, variant="transformers")
+    assert kept(logits, rule) == kept_of_batch(logits, rule) == [0, 1]
+
+
+def test_transformers_rule_leaves_out_tokens_without_mass_at_alpha_one():
+    # exp(-800) is 0 in float64
+    logits, rule = torch.tensor([[0.0, -1.0, -800.0]]), TopH(1.0, variant="transformers")
+    assert kept(logits, rule) == kept_of_batch(logits, rule) == [0, 1]

@@ -7,6 +7,8 @@ import torch
 from reference import VOCABS, assert_right_on
 
 from warpdraft import TopK, truncate
+from warpdraft.kernels.support import mask
+from warpdraft.truncation import Call
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,10 @@ def test_minus_zero_is_zero():
 def test_infinite_logits_do_not_count():
     logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 0.0]])
     assert kept(logits, TopK(3)) == [1, 3]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 9])
+def test_the_batched_form_counts_tokens_and_not_rows(batch):
+    logits = torch.randn(batch, 9, generator=torch.Generator().manual_seed(0))
+    resolved = Call.create(logits, TopK(5), 1.0).resolve_batch()
+    assert mask(logits, resolved.support).isfinite().sum(-1).tolist() == [5] * batch

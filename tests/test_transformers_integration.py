@@ -436,6 +436,35 @@ def test_stop_strings_of_a_generation_config(target, draft, tokenizer, stop_stri
     assert target.generation_config is config and config.stop_strings == [stop_string]
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"stop_strings": 3}, TypeError, "stop_strings must be a str or a list of them, got 3"),
+        ({"stop_strings": [3]}, TypeError, "stop_strings must be a str or a list of them"),
+        ({"stop_strings": []}, ValueError, "stop_strings must be texts of at least one letter"),
+        ({"stop_strings": ""}, ValueError, "stop_strings must be texts of at least one letter"),
+        ({"trusted": MinP}, TypeError, "trusted must be types of logits processors"),
+        ({"trusted": ["Failing"]}, TypeError, "trusted must be types of logits processors"),
+        ({"compile": 1}, TypeError, "compile must be True or False, got 1"),
+        ({"num_drafts": 2.0}, TypeError, "num_drafts must be an int, got 2.0"),
+        ({"seed": "7"}, TypeError, "seed must be an int, got '7'"),
+        ({"streamer": 3}, TypeError, r"streamer must have put\(\) and end\(\), got 3"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_options_of_another_kind_are_refused(draft, options, error, message):
+    with pytest.raises(error, match=message):
+        SpeculativeDecoding(draft, **options)
+
+
+@pytest.mark.parametrize(
+    "draft", [None, "gpt2", torch.nn.Linear(2, 2)], ids=["none", "name", "module"]
+)
+def test_a_draft_that_cannot_draft_is_refused(draft):
+    with pytest.raises(TypeError, match="draft must be a causal language model or a draft source"):
+        SpeculativeDecoding(draft)
+
+
 def test_stop_strings_need_the_tokenizer(target, draft):
     with pytest.raises(ValueError, match="tokenizer="):
         SpeculativeDecoding(draft, stop_strings="x")

@@ -380,7 +380,9 @@ def test_truncate_names_the_bad_rows():
         (torch.zeros(2, 0), ValueError, "empty vocabulary"),
         (torch.zeros(2, 3, dtype=torch.int64), TypeError, "torch.int64"),
         (torch.zeros(2, 3, dtype=torch.complex64), TypeError, "torch.complex64"),
-        ([[1.0]], TypeError, "list"),
+        ([[1.0]], TypeError, "logits must be a tensor, got list"),
+        (torch.zeros(2, 3).to_sparse(), TypeError, "logits must be a dense tensor, got layout"),
+        (torch.tensor(0.0), ValueError, r"\[batch, vocab\], got \[\]"),
     ],
 )
 def test_bad_logits(logits, error, message):
@@ -414,6 +416,9 @@ def test_bad_logits(logits, error, message):
         (lambda: MinP(0.1, ties="some"), ValueError, "'some'"),
         (lambda: MinP(0.1, min_tokens_to_keep=0), ValueError, "at least 1, got 0"),
         (lambda: MinP(0.1, min_tokens_to_keep=True), TypeError, "True"),
+        (lambda: MinP(0.1, min_tokens_to_keep=1 << 63), ValueError, "at most|in \\[1, 9223"),
+        (lambda: TopK(10**400), ValueError, "top_k must be in .* got an integer of 1329 bits"),
+        (lambda: TopH(10**400), ValueError, "alpha must be in .* got an integer of 1329 bits"),
     ],
 )
 def test_bad_parameters(make, error, message):
@@ -432,6 +437,10 @@ def test_bad_parameters(make, error, message):
         ({"rules": MinP(torch.ones(3))}, ValueError, r"min_p must have shape \[2\]"),
         ({"rules": [0.4]}, TypeError, "0.4"),
         ({"rules": TopH}, TypeError, "TopH"),
+        ({"temperature": 10**400}, ValueError, "temperature must be in .* an integer of 1329 bits"),
+        ({"row_indices": [0]}, TypeError, "row_indices must be a tensor, got list"),
+        ({"token_bitmask": [[1]]}, TypeError, "token_bitmask must be a tensor, got list"),
+        ({"out": [[0.0] * 4] * 2}, TypeError, "out must be a tensor, got list"),
         ({"backend": "triton"}, ValueError, "triton"),
         ({"backend": "cuda"}, ValueError, "cuda"),
     ],

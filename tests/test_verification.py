@@ -581,6 +581,47 @@ WRONG = {
         lambda t, d, i, n: (t, d, i, n + 1),
     ),
     "negative node": (ValueError, "node_index must be in", lambda t, d, i, n: (t, d, i, n - 1)),
+    "list of target logits": (
+        TypeError,
+        "target_logits must be a tensor, got list",
+        lambda t, d, i, n: (t.tolist(), d, i, n),
+    ),
+    "list of draft logits": (
+        TypeError,
+        "draft_logits must be a tensor, got list",
+        lambda t, d, i, n: (t, d.tolist(), i, n),
+    ),
+    "list of token ids": (
+        TypeError,
+        "draft_token_ids must be a tensor, got list",
+        lambda t, d, i, n: (t, d, i.tolist(), n),
+    ),
+    "list of nodes": (
+        TypeError,
+        "node_index must be a tensor, got list",
+        lambda t, d, i, n: (t, d, i, n.tolist()),
+    ),
+    "complex target logits": (
+        TypeError,
+        "target_logits must be float32, .* got torch.complex64",
+        lambda t, d, i, n: (t.to(torch.complex64), d, i, n),
+    ),
+    "int draft logits": (
+        TypeError,
+        "draft_logits must be float32, .* got torch.int64",
+        lambda t, d, i, n: (t, d.long(), i, n),
+    ),
+    "no nodes": (ValueError, "target_logits have no nodes", lambda t, d, i, n: (t[:, :0], d, i, n)),
+    "target elsewhere": (
+        ValueError,
+        "target_logits must be on the device of draft_token_ids, cpu, got meta",
+        lambda t, d, i, n: (t.to("meta"), d, i, n),
+    ),
+    "draft elsewhere": (
+        ValueError,
+        "draft_logits must be on the device of draft_token_ids, cpu, got meta",
+        lambda t, d, i, n: (t, d.to("meta"), i, n),
+    ),
     "inner node without draft": (ValueError, "inner nodes", lambda t, d, i, n: (t, d[:, :7], i, n)),
 }
 
@@ -598,6 +639,9 @@ def test_wrong_tensors_are_refused(error, message, change):
         (ValueError, "backend", {"backend": "cuda"}),
         (TypeError, "rules must be", {"rules": [0.9]}),
         (ValueError, "temperature must be in", {"temperature": -0.5}),
+        (TypeError, "temperature must be a number", {"temperature": "1"}),
+        (TypeError, "drawn must be a tensor, got list", {"drawn": [True]}),
+        (TypeError, "generator must be a torch.Generator, got 3", {"generator": 3}),
         (
             ValueError,
             r"temperature must be a number or \[5\], got \[6\]",

@@ -18,9 +18,15 @@ def test_a_warm_up_compiles_what_is_called_and_workspaces_are_small():
     [
         ({"device": "cpu"}, ValueError, r"on the CPU, .*TRITON_INTERPRET=1"),
         ({"shapes": [(0, 9)], "device": "cpu"}, ValueError, r"both at least 1, got \(0, 9\)"),
+        ({"shapes": [9], "device": "cpu"}, ValueError, r"shapes must hold pairs .*got 9"),
+        ({"shapes": 9, "device": "cpu"}, ValueError, r"shapes must hold pairs .*got 9"),
+        ({"blocks": [(2, 0)], "device": "cpu"}, ValueError, r"blocks must hold .*got \(2, 0\)"),
+        ({"dtypes": ["half"], "device": "cpu"}, ValueError, "dtypes must be .*got 'half'"),
+        ({"device": "gpu"}, ValueError, "device must be a torch.device .*got 'gpu'"),
+        ({"temperature": "1", "device": "cpu"}, TypeError, "temperature must be a number"),
         ({"rules": "top-h", "device": "cpu"}, TypeError, "rules must be truncation rules"),
     ],
-    ids=["cpu", "shape", "rule"],
+    ids=["cpu", "shape", "number", "no_list", "block", "dtype", "device", "temperature", "rule"],
 )
 def test_calls_that_cannot_be_warmed_up(options, error, message, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

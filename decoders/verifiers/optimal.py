@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from warpdraft.checks import check_integer
 from warpdraft.kernels.draw import draw
 from warpdraft.kernels.noise import Noise, Role
 from warpdraft.kernels.optimal import (
@@ -36,7 +37,7 @@ class Optimal(NodeVerifier):
         most_top: at most so many of the root's candidates are the draft's most likely tokens; the argument `num_top`.
 
     Raises:
-        TypeError: `num_top` is no int.
+        TypeError: `num_bins` or `num_top` is no int.
         ValueError: `num_bins` below 1, `num_top` below 0, another selector.
     """
 
@@ -47,10 +48,7 @@ class Optimal(NodeVerifier):
     ) -> None:
         self.num_bins = check_num_bins(num_bins)
         self.selector = check_selector(selector)
-        if not isinstance(num_top, int) or isinstance(num_top, bool):
-            raise TypeError(f"num_top must be an int, got {num_top!r}")
-        if num_top < 0:
-            raise ValueError(f"num_top must be at least 0, got {num_top}")
+        check_integer("num_top", num_top, low=0)
         self.most_top = num_top
 
     def num_top(self, num_drafts: int) -> int:
@@ -148,14 +146,14 @@ class Optimal(NodeVerifier):
 
 
 def check_num_bins(num_bins: int | None) -> int | None:
-    """The number of bins, or ValueError."""
-    if num_bins is not None and num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1, or None for the exact form, got {num_bins}")
+    """The number of bins, None for the exact form; TypeError or ValueError for anything else."""
+    if num_bins is not None:
+        check_integer("num_bins", num_bins)
     return num_bins
 
 
 def check_selector(selector: Selector) -> Selector:
     """The selector's name, or ValueError."""
-    if selector not in SELECTORS:
+    if not isinstance(selector, str) or selector not in SELECTORS:
         raise ValueError(f"selector must be one of {sorted(SELECTORS)}, got {selector!r}")
     return selector

@@ -53,6 +53,7 @@ class OptimalBlock(Verifier):
             even; the README's paired tables compare the two.
 
     Raises:
+        TypeError: `num_bins` is no int.
         ValueError: `num_bins` below 1, another selector.
     """
 
