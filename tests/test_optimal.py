@@ -782,6 +782,16 @@ def test_rows_of_a_batch_are_planned_as_if_alone(num_bins):
 
 
 @on_bins
+def test_two_rows_are_planned_as_if_alone(num_bins):
+    target, draft, count = random_laws(2, 6, 3), random_laws(2, 6, 4), torch.tensor([3, 3])
+    law = plan_selection(target, draft, count, num_bins=num_bins).law()
+    for row in (0, 1):
+        one = slice(row, row + 1)
+        alone = plan_selection(target[one], draft[one], count[one], num_bins=num_bins).law()
+        torch.testing.assert_close(law[one], alone, rtol=0, atol=1e-15)
+
+
+@on_bins
 def test_a_row_without_candidates_selects_nothing_beside_others(num_bins):
     target, draft = random_laws(2, 6, 1), random_laws(2, 6, 2)
     draft[0] = 0

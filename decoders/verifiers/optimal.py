@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpdraft.checks import check_integer
+from warpdraft.checks import LARGEST, check_integer
 from warpdraft.kernels.draw import draw
 from warpdraft.kernels.noise import Noise, Role
 from warpdraft.kernels.optimal import (
@@ -147,8 +147,11 @@ class Optimal(NodeVerifier):
 
 def check_num_bins(num_bins: int | None) -> int | None:
     """The number of bins, None for the exact form; TypeError or ValueError for anything else."""
-    if num_bins is not None:
-        check_integer("num_bins", num_bins)
+    if num_bins is None:
+        return None
+    check_integer("num_bins", num_bins, low=-LARGEST)
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1, or None for the exact form, got {num_bins}")
     return num_bins
 
 
