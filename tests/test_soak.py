@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from scipy import stats
 from transformers import GenerationConfig
 from typer.testing import CliRunner
 
-from warpdraft import MinP
+from warpdraft import MinP, TopK
 from warpdraft.bench import soak, soak_groups
 from warpdraft.bench.soak_law import Tally
 
@@ -104,38 +105,55 @@ def test_groups_differ_and_take_every_option():
         assert len({getattr(group, name) for group in groups}) >= 2, name
 
 
-def small_soak(monkeypatch, change=None):
-    """10 generations of 6 groups; `change` is made to the texts."""
-    if change is not None:
-        write = soak.text_of
-        monkeypatch.setattr(soak, "text_of", lambda *options: change(write(*options)))
+def found_in(new_tokens, **options):
+    """What is wrong with a prompt and new tokens, by the rules and the ends of `options`."""
+    run = soak.Soak(seed=2, groups=1)
+    plain = {"dtype": "float32", "rules": (), "ends": (), "temperature": 1.0, "penalty": 1.0}
+    run.groups = [replace(run.groups[0], **plain | options)]
+    text = torch.tensor([[1, 5, 9, *new_tokens]])
+    run.count(0, text, torch.ones(1, 3, dtype=torch.int64))
+    return dict(run.errors)
+
+
+def test_a_token_after_the_end_is_an_error():
+    assert found_in([4, 3, soak_groups.PAD], ends=(3,)) == {}
+    assert found_in([4, 3, 5], ends=(3,)) == {"a token after the end": 1}
+    assert found_in([4, 3, 5]) == {}
+
+
+def test_a_token_that_the_rules_leave_out_is_an_error():
+    [likely, *_, rare] = most_likely_first([1, 5, 9])
+    assert found_in([likely], rules=(TopK(1),)) == {}
+    assert found_in([rare], rules=(TopK(1),)) == {"a token that the rules do not allow": 1}
+    assert found_in([rare]) == {}
+
+
+def most_likely_first(prompt):
+    """All tokens, as the target of the soak orders them after a prompt."""
+    target = soak_groups.pairs()["float32"].target
+    with torch.no_grad():
+        return target(torch.tensor([prompt])).logits[0, -1].argsort(descending=True).tolist()
+
+
+def small_soak():
+    """10 generations of 6 groups."""
     return soak.soak(10, seed=2, groups=6)
 
 
-def test_a_small_soak_finds_nothing(monkeypatch):
-    found = small_soak(monkeypatch)
+def test_a_small_soak_finds_nothing():
+    found = small_soak()
     assert found["errors"] == {}
     assert found["tokens"] > found["rows"] > 10
     assert found["law_holds"]
     assert len(found["resident_MiB"]) == 10
 
 
-def test_a_soak_finds_texts_that_cannot_be(monkeypatch):
-    def other(text):
-        # no rule keeps the least likely token everywhere, and few rows stay at their end
-        text[:, 5:] = (text[:, 5:] + 5) % VOCAB
-        return text
-
-    errors = small_soak(monkeypatch, other)["errors"]
-    assert errors["a token after the end"] >= 1
-    assert errors["a token that the rules do not allow"] >= 1
-
-
 def test_a_soak_counts_what_is_raised_and_goes_on(monkeypatch):
-    def refuse(text):
+    def refuse(*options):
         raise IndexError("nothing there")
 
-    assert small_soak(monkeypatch, refuse)["errors"] == {"IndexError: nothing there": 10}
+    monkeypatch.setattr(soak, "text_of", refuse)
+    assert small_soak()["errors"] == {"IndexError: nothing there": 10}
 
 
 @pytest.mark.parametrize(("law_holds", "code"), [(True, 0), (False, 1)])
