@@ -343,7 +343,7 @@ class SpeculativeDecoding(FusedSampling):
                 "FusedSampling samples without one"
             )
         if not isinstance(compile, bool):
-            raise TypeError(f"compile must be True or False, got {compile!r}.")
+            raise TypeError(f"compile must be True or False, got {compile!r}")
         if verifier is None:
             verifier = DEFAULT_VERIFIER if source is None else source.default_verifier
         rule = get_verifier(verifier, selector=selector, num_top=num_top)

@@ -8,7 +8,8 @@ import torch
 from enumeration import random_laws, transport_optimum
 from scipy.optimize import linprog
 from test_k_seq import NODES, on_counts, on_nodes
-from test_optimal import NEARLY, hybrid_drafts, subsets
+from test_optimal import hybrid_drafts
+from transport_masses import NEARLY, subsets
 
 from warpdraft import optimal_acceptance
 
