@@ -11,7 +11,7 @@ Dense numbers without sparsity, for one device, in decimal units, as in
     B200            NVIDIA HGX B200 (Blackwell architecture technical brief), one of the eight
     MI300X          AMD Instinct MI300X data sheet
 
-None of them was measured here. `cpu` is this computer: its numbers are measured when it is asked for.
+None of them was measured here. This computer's processor is measured when it is asked for (cpu_rates.py).
 """
 
 from __future__ import annotations
@@ -65,20 +65,3 @@ GPUS: dict[str, Machine] = {
     "b200": _gpu("B200 SXM", 8.0, 2250, 80, 180),
     "mi300x": _gpu("MI300X", 5.3, 1307.4, 163.4, 192),
 }
-CPU = "cpu"
-
-
-def machine_named(name: str) -> Machine:
-    """A GPU by its name in lower case, or this computer's processor, measured now.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    known = name.lower().replace(" ", "-").replace("_", "-")
-    if known == CPU:
-        from .cpu_rates import measured_cpu
-
-        return measured_cpu()
-    if known not in GPUS:
-        raise ValueError(f"--plan takes {', '.join([*GPUS, CPU])}, got {name!r}")
-    return GPUS[known]

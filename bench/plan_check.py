@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from warpdraft.bench.console import stdout, table
-from warpdraft.bench.machines import GPUS, machine_named
+from warpdraft.bench.cpu_rates import measured_cpu
+from warpdraft.bench.machines import GPUS
 from warpdraft.bench.marks import between, marks
 from warpdraft.bench.model_shape import count_model, shape_named
 from warpdraft.bench.published_speeds import DRAFTED_RATIOS, PLAIN_SPEEDS
@@ -206,7 +207,7 @@ def main(
 
     torch.set_num_threads(1)
     target = load_pair(model).target
-    machine = machine_named("cpu")
+    machine = measured_cpu()
     operations = operations_of(target)
     changes = {
         "bytes_per_number": 4.0,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from warpdraft.builtin_pair import builtin_pair_folders
 
 from .console import stdout, table
-from .machines import machine_named
+from .cpu_rates import measured_cpu
+from .machines import GPUS, Machine
 from .model_pair import read_source
 from .model_shape import ModelShape, shape_named
 from .plan import MOST_TEXTS, Efficiencies, Limits, Plan, PlanLine, accepted_with, read_efficiencies
@@ -21,6 +22,10 @@ from .roofline import CostModel, assumptions_for
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+CPU = "cpu"
+"""The name of this computer's processor, measured when it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,20 @@ class Planned:
     is_tree: bool
     batches: list[int]
     contexts: list[int]
+
+
+def machine_named(name: str) -> Machine:
+    """A GPU by its name in lower case, or this computer's processor, measured now.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    known = name.lower().replace(" ", "-").replace("_", "-")
+    if known == CPU:
+        return measured_cpu()
+    if known not in GPUS:
+        raise ValueError(f"--plan takes {', '.join([*GPUS, CPU])}, got {name!r}")
+    return GPUS[known]
 
 
 def planned(

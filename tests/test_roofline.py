@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from warpdraft.bench.cli import run
-from warpdraft.bench.machines import GPUS, Machine, machine_named
+from warpdraft.bench.machines import GPUS, Machine
 from warpdraft.bench.model_shape import Layer, ModelShape, count_model, shape_named, shape_of
 from warpdraft.bench.plan import (
     MOST_TEXTS,
@@ -29,6 +29,7 @@ from warpdraft.bench.plan import (
     measured_efficiencies,
     read_efficiencies,
 )
+from warpdraft.bench.plan_command import machine_named
 from warpdraft.bench.published_speeds import DRAFTED_RATIOS
 from warpdraft.bench.roofline import Assumptions, CostModel, assumptions_for
 
