@@ -15,6 +15,7 @@ from enumeration import (
 )
 from scipy.optimize import brentq
 
+import warpdraft.kernels.k_seq as solver
 import warpdraft.verifiers.k_seq as k_seq
 from warpdraft.kernels.k_seq import (
     acceptance_ratio,
@@ -156,6 +157,21 @@ def test_laws_that_hardly_differ_are_accepted_nearly_always(distance):
     assert float(plan.acceptance.min()) >= 1 - 2 * distance - 1e-15
     single = k_seq_plan(target.float(), draft.float(), count)
     assert float(single.acceptance.min()) >= 1 - 2 * distance - 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("likeness", [0.0, 0.5, 0.999, 1 - 1e-7], ids="likeness={}".format)
+def test_the_root_is_found_in_few_reads(monkeypatch, likeness, dtype):
+    reads = []
+    split = solver._split
+    monkeypatch.setattr(solver, "_split", lambda *rows: reads.append(1) or split(*rows))
+    for vocab, spread, n in itertools.product([50, 2000], [0.05, 0.5, 5.0], [2, 8, 64, 1000]):
+        target, draft = (random_laws(20, vocab, seed, spread=spread) for seed in (1, 2))
+        draft = likeness * target + (1 - likeness) * draft
+        k_seq_plan(target.to(dtype), draft.to(dtype), torch.full((20,), n))
+        # 22 is the most that was ever seen; a stall takes 66
+        assert 1 <= len(reads) <= 24
+        reads.clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
