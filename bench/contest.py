@@ -70,7 +70,7 @@ class Contender:
 
 
 def all_contenders() -> list[Contender]:
-    """Every verifier, with every option that changes what it accepts."""
+    """Every verifier, with every option that changes what it accepts; a bare name is its default."""
     get = get_verifier
     return [
         Contender("k_seq", CheckedKSeq()),
@@ -80,11 +80,11 @@ def all_contenders() -> list[Contender]:
         Contender("optimal hybrid 1", get("optimal", num_top=1)),
         Contender("block", get("block")),
         Contender("traversal", get("traversal"), whole_length=True),
-        Contender("optimal_block", get("optimal_block", selector="clip")),
-        Contender("optimal_block lex", get("optimal_block", selector="lex")),
+        Contender("optimal_block", get("optimal_block", selector="lex")),
+        Contender("optimal_block clip", get("optimal_block", selector="clip")),
         Contender("k_seq rollover", get("k_seq"), "rollover"),
-        Contender("optimal_block rollover", get("optimal_block", selector="clip"), "rollover"),
-        Contender("optimal_block lex rollover", get("optimal_block", selector="lex"), "rollover"),
+        Contender("optimal_block rollover", get("optimal_block", selector="lex"), "rollover"),
+        Contender("optimal_block clip rollover", get("optimal_block", selector="clip"), "rollover"),
         Contender("recursive_without_replacement", get("recursive_without_replacement")),
         Contender("greedy_drafts", get("greedy_drafts")),
         Contender("target_only", get("target_only")),

@@ -125,12 +125,12 @@ def _verifiers(file: str, options: str) -> Made:
     )
 
 
-IID = "--verifier 'block,k_seq,optimal,optimal lex,optimal_block,optimal_block lex,recursive,traversal'"
+IID = "--verifier 'block,k_seq,optimal,optimal lex,optimal_block,optimal_block clip,recursive,traversal'"
 TRIPLED = (
-    "--verifier 'block,k_seq,k_seq rollover,optimal,optimal lex,optimal_block,optimal_block lex,"
-    "optimal_block rollover,optimal_block lex rollover,recursive,traversal'"
+    "--verifier 'block,k_seq,k_seq rollover,optimal,optimal lex,optimal_block,optimal_block clip,"
+    "optimal_block rollover,optimal_block clip rollover,recursive,traversal'"
 )
-SHORT = "--verifier 'block,k_seq,optimal,optimal_block,optimal_block lex,recursive,traversal'"
+SHORT = "--verifier 'block,k_seq,optimal,optimal_block,optimal_block clip,recursive,traversal'"
 SKIPPED = f"--model {GEMMA} --skip 12"
 
 GEMMA_1 = _verifiers("gemma_iid_T1", f"{SKIPPED} --stride 5 {IID}")

@@ -14,12 +14,12 @@ SETTINGS = ((2, 4), (4, 4), (2, 8), (4, 8))
 ALL_SETTINGS = tuple((paths, length) for length in (4, 8) for paths in (1, 2, 4, 8))
 """K and L."""
 
-DEFAULT = "optimal_block lex"
+DEFAULT = "optimal_block"
 REFERENCE = "k_seq"
 ROWS = {
     DEFAULT: "**`optimal_block`**",
-    "optimal_block lex rollover": '`optimal_block`, `structure="rollover"`',
-    "optimal_block": '`optimal_block`, `selector="clip"`',
+    "optimal_block rollover": '`optimal_block`, `structure="rollover"`',
+    "optimal_block clip": '`optimal_block`, `selector="clip"`',
     "traversal": "`traversal`",
     "optimal": "`optimal`",
     "optimal lex": '`optimal`, `selector="lex"`',

@@ -102,7 +102,7 @@ def test_one_path_makes_the_verifiers_of_one_family_equal(pair):
     cells = by_cell(lines_at(pair, CONTEXTS, ["all"], [1], [3]))
     families = (
         ("k_seq", "recursive", "optimal", "optimal lex", "recursive_without_replacement"),
-        ("block", "optimal_block", "optimal_block lex"),
+        ("block", "optimal_block", "optimal_block clip"),
     )
     for family in families:
         for context in CONTEXTS:
