@@ -382,17 +382,14 @@ def test_file(target: str, most: int, slower: float, end: float) -> dict[str, An
     return result
 
 
-def explained(results: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """Keep the explanations that were written beside the same survivors."""
-    for target, result in results.items():
-        known = {
-            survivor["change"]: survivor["why"]
-            for survivor in earlier.get(target, {}).get("survivors", [])
-            if "why" in survivor
-        }
-        for survivor in result["survivors"]:
-            if survivor["change"] in known:
-                survivor["why"] = known[survivor["change"]]
+def explained(result: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Keep the explanations that were written beside the same survivors, whose lines may have moved."""
+    known = [survivor for survivor in earlier.get("survivors", []) if "why" in survivor]
+    for survivor in result["survivors"]:
+        alike = [each for each in known if each["change"] == survivor["change"]]
+        here = [each for each in alike if each["line"] == survivor["line"]]
+        if here or len(alike) == 1:
+            survivor["why"] = (here or alike)[0]["why"]
 
 
 def summary(files: dict[str, Any]) -> str:
@@ -445,7 +442,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = test_file(target, options.most, options.slower, end)
         if result is None or result["tried"] == 0:
             continue
-        explained({target: result}, files)
+        explained(result, files.get(target, {}))
         files[target] = result
         if options.results:
             total = {

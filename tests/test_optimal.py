@@ -15,7 +15,12 @@ from transport_masses import NEARLY, on_bins, on_selectors
 import warpdraft.verifiers.optimal as optimal
 from warpdraft import optimal_acceptance
 from warpdraft.kernels.noise import Noise, Role
-from warpdraft.kernels.optimal import SELECTORS, Selection, plan_selection
+from warpdraft.kernels.optimal import (
+    SELECTORS,
+    Selection,
+    plan_selection,
+    target_where_exhausted,
+)
 from warpdraft.kernels.ranks import win_probabilities
 from warpdraft.kernels.top_tokens import mass_of, top_tokens, without_tokens
 from warpdraft.verifiers.k_seq import KSeq
@@ -504,6 +509,13 @@ def test_float32_rows_accept_as_often_as_float64():
         double = Optimal(num_bins).expected_acceptance(target, draft, 4)
         single = Optimal(num_bins).expected_acceptance(target.float(), draft.float(), 4)
         torch.testing.assert_close(single, double, rtol=0, atol=1e-6)
+
+
+def test_only_rows_without_a_residual_take_the_targets_law():
+    target = torch.tensor([[0.5, 0.5], [0.1, 0.9], [0.7, 0.3]], dtype=torch.float64)
+    residual = torch.tensor([[0.0, 0.2], [0.0, 0.0], [0.3, 0.1]], dtype=torch.float64)
+    found = target_where_exhausted(residual, residual.sum(1), target)
+    assert found.tolist() == [[0.0, 0.2], [0.1, 0.9], [0.3, 0.1]]
 
 
 def test_rows_without_a_law_are_passed_over():
