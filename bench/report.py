@@ -36,7 +36,7 @@ from warpdraft.bench.report_tables import (
     printed_table,
     speed_table,
     truncation_table,
-    verification_sentence,
+    verification_table,
     verifiers_table,
 )
 
@@ -196,15 +196,14 @@ TABLES = (
     ),
     ReadmeTable(
         "share of verification",
-        verification_sentence,
+        verification_table,
         (
             Made(
                 "verification_share.json",
                 f"bench/verification_share.py --model {GEMMA} --skip 12 --json {{out}}",
-                "--prompts 2 --max-new-tokens 4",
+                "--prompts 2 --max-new-tokens 4 --rounds 1",
             ),
         ),
-        is_inline=True,
     ),
     ReadmeTable(
         "speed of truncation",

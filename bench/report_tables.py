@@ -188,13 +188,21 @@ def look_up_sentence(files: Sequence[Path]) -> str:
     )
 
 
-def verification_sentence(files: Sequence[Path]) -> str:
+def verification_table(files: Sequence[Path]) -> str:
     """Shares of verification in the target call's time, of a file of `verification_share.py`."""
     shares = json.loads(files[0].read_text(encoding="utf-8"))["shares"]
-    return ", ".join(
-        f"{name} {' / '.join(f'{100 * share:.0f}' for share in shares[name].values())} %"
-        for name in shares
-    )
+    verifiers = list(next(iter(shares.values())))
+    rows = [
+        [
+            rules,
+            *(
+                "{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * x for x in found[each]))
+                for each in verifiers
+            ),
+        ]
+        for rules, found in shares.items()
+    ]
+    return markdown(["", *(f"`{verifier}`" for verifier in verifiers)], rows)
 
 
 Render = Callable[[Sequence[Path]], str]

@@ -24,7 +24,7 @@ from warpdraft.bench import (
     verification_share,
 )
 from warpdraft.bench.recorded_rows import rebuild
-from warpdraft.bench.report_tables import printed_table, verification_sentence
+from warpdraft.bench.report_tables import printed_table, verification_table
 from warpdraft.builtin_pair import builtin_pair_folders
 
 
@@ -178,10 +178,10 @@ def test_top_h_variants_are_counted_on_every_source(capsys, monkeypatch):
 
 def test_the_share_of_verification_is_written_for_the_report(tmp_path, capsys):
     file = tmp_path / "verification_share.json"
-    verification_share.main(file, prompts=2, max_new_tokens=4)
+    verification_share.main(file, prompts=2, max_new_tokens=4, rounds=2)
     shares = json.loads(file.read_text())["shares"]
     assert list(shares) == ["untruncated", "`TopH(0.4)`", "`MinP(0.1)`"]
     for share in shares.values():
         assert list(share) == list(verification_share.VERIFIERS)
-        assert all(0 < value < 10 for value in share.values())
-    assert "%" in verification_sentence([file])
+        assert all(0 < least <= middle <= most < 10 for middle, least, most in share.values())
+    assert verification_table([file]).count("%") == 9
