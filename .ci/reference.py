@@ -357,7 +357,11 @@ def pages() -> list[Page]:
                 Part("warpdraft.rules", [], opening=True),
                 Part("warpdraft.temperature_rules", [], opening=True),
                 Part("warpdraft.sampling", ["Sampled"]),
-                Part("warpdraft.verification", ["VerifiedBlock"]),
+                Part(
+                    "warpdraft.abstract_verifiers",
+                    ["VerifiedBlock"],
+                    door="warpdraft.verification",
+                ),
             ],
         ),
         Page(
@@ -411,9 +415,10 @@ def pages() -> list[Page]:
                 ),
                 Part("warpdraft.temperature_rules", ["TemperatureRule"], opening=True),
                 Part(
-                    "warpdraft.verification",
+                    "warpdraft.abstract_verifiers",
                     ["Verifier", "NodeVerifier", "DraftBlock", "Drafts"],
                     opening=True,
+                    door="warpdraft.verification",
                 ),
                 Part("warpdraft.draft_sources", ["ModelSource", "TextSource"], opening=True),
                 Part("warpdraft.laws", ["Law", "NodeLaws", "law_of"]),

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from warpdraft.abstract_verifiers import draw_bonus
 from warpdraft.acceptance import optimal_acceptance
 from warpdraft.kernels.noise import Noise
 from warpdraft.laws import Law, NodeLaws
 from warpdraft.loop import LoopOptions, generate_tokens
-from warpdraft.verification import DraftBlock, VerifiedBlock, Verifier, draw_bonus
+from warpdraft.verification import DraftBlock, VerifiedBlock, Verifier
 
 from .contest import BlockView, CheckedKSeq, Drafting, Reading
 from .strategies import Sampling, end_tokens, law_pipeline

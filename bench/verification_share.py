@@ -35,7 +35,7 @@ def main(
     skip: SkippedLayers = None,
     prompts: Annotated[int, typer.Option(min=2, help="Texts.")] = 3,
     max_new_tokens: Annotated[int, typer.Option(help="Longest continuation.")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that every verifier runs.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that every verifier runs.")] = 3,
 ) -> None:
     """Measure every verifier under every rule, and write the shares."""
     from warpdraft import MinP, TopH

@@ -33,7 +33,7 @@ Ties: TypeAlias = Literal["lowest_id", "all"]
 
 
 class Rule(ABC):
-    """What a list of rules holds: it narrows the support, or sets the temperature of what follows."""
+    """What a list of rules holds: a `TruncationRule`, which narrows the support, or a `TemperatureRule`."""
 
     __slots__ = ()
 
@@ -113,10 +113,11 @@ class TruncationRule(Rule):
     min_tokens_to_keep: int
 
     def __post_init__(self) -> None:
+        # the range of a parameter may depend on a choice
+        self._check_choices()
         for name, value, accepted, integer in self.parameters:
             check_parameter(name, value, accepted, integer=integer)
         check_integer("min_tokens_to_keep", self.min_tokens_to_keep)
-        self._check_choices()
 
     @property
     def range(self) -> Range:

@@ -71,6 +71,26 @@ def check_out(out: Tensor | None, logits: Tensor) -> None:
             f"its last dimension, got {out.dtype} {list(out.shape)} on {out.device}, "
             f"stride {out.stride(1) if out.ndim == 2 else out.stride()}"
         )
+    if len(out) > 1 and out.stride(0) < out.shape[1]:
+        raise ValueError(f"out must have rows that do not overlap, got strides {out.stride()}")
+    if not torch.compiler.is_compiling() and _overlap(out, logits):
+        raise ValueError("out must be logits itself, or share no memory with it")
+
+
+def _overlap(out: Tensor, logits: Tensor) -> bool:
+    """Whether some row of `out` may lie in another row of the logits; addresses alone are read."""
+    if out.numel() == 0 or out.untyped_storage().data_ptr() != logits.untyped_storage().data_ptr():
+        return False
+    if out.data_ptr() == logits.data_ptr() and (len(out) == 1 or out.stride() == logits.stride()):
+        return False
+    first, second = _span(out), _span(logits)
+    return first.start < second.stop and second.start < first.stop
+
+
+def _span(rows: Tensor) -> range:
+    """From the first element of a storage that rows `[batch, vocab]` take to the last."""
+    last = sum((size - 1) * stride for size, stride in zip(rows.shape, rows.stride(), strict=True))
+    return range(rows.storage_offset(), rows.storage_offset() + last + 1)
 
 
 def allowed(logits: Tensor, token_bitmask: Tensor | None) -> Tensor:

@@ -25,11 +25,14 @@ def check_integer(name: str, value: object, low: int = 1, high: int = LARGEST) -
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < low and high == LARGEST:
-        raise ValueError(f"{name} must be at least {low}, got {value}")
+        raise ValueError(f"{name} must be at least {low}, got {_shown(value)}")
     if not low <= value <= high:
-        # Python refuses to write very long integers out
-        shown = value if value.bit_length() <= 128 else f"one of {value.bit_length()} bits"
-        raise ValueError(f"{name} must be in [{low}, {high}], got {shown}")
+        raise ValueError(f"{name} must be in [{low}, {high}], got {_shown(value)}")
+
+
+def _shown(number: int) -> str:
+    """Python refuses to write very long integers out."""
+    return str(number) if number.bit_length() <= 128 else f"one of {number.bit_length()} bits"
 
 
 def check_streamer(streamer: object) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from warpdraft.kernels.noise import Noise
 
+from .abstract_verifiers import VerifiedBlock, Verifier
 from .backend import takes_triton
 from .compiled_steps import Step, verification_step
 from .draft_tree import SeparatePaths
@@ -24,13 +25,7 @@ from .layouts import Branches
 from .slot_tree import SlotTree
 from .structures import LevelLaws
 from .texts import Texts
-from .verification import (
-    VerifiedBlock,
-    Verifier,
-    get_verifier,
-    verify_block,
-    why_not_verification,
-)
+from .verification import get_verifier, verify_block, why_not_verification
 
 # what `verification_step` does to one path
 BLOCK_VERIFIERS = ("block", "optimal_block")

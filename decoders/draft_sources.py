@@ -22,12 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .abstract_verifiers import Verifier
 from .draft_tree import DraftTree, Draws, SeparatePaths
 from .drafting import DraftPaths
 from .laws import Law
 from .structures import LevelLaws, Structure
 from .texts import Texts
-from .verification import DEFAULT_VERIFIER, Verifier
+from .verification import DEFAULT_VERIFIER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from warpdraft.kernels.noise import MAX_SEQUENCE, MAX_STEP
 
+from .abstract_verifiers import VerifiedBlock
 from .checks import LARGEST, check_integer
 from .rule_codes import decode, encode
 from .rules import Parameter, Rule
 from .sampling import Sampled, sample
 from .truncation import truncate
-from .verification import VERIFIERS, VerifiedBlock, verify_block
+from .verification import VERIFIERS, verify_block
 
 
 def truncate_in_graph(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from warpdraft.kernels.noise import Noise, Role
 
+from .abstract_verifiers import VerifiedBlock, Verifier
 from .adaptive_shape import Shape, ShapeChooser
 from .cached_model import CachedModel
 from .compiled_blocks import CompiledBlocks, CompiledPaths, compiled_blocks
@@ -37,7 +38,7 @@ from .slot_tree import SlotTree
 from .statistics import GenerationStats
 from .texts import Texts
 from .tree_mask import choose_layout
-from .verification import VerifiedBlock, Verifier, get_verifier
+from .verification import get_verifier
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel

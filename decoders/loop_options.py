@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from .abstract_verifiers import Verifier
 from .adaptive_shape import AdaptiveShape, Shape
 from .checks import LARGEST, check_integer, check_streamer, check_tensor
 from .structures import MOST_NODES, Drafter, Structure, get_drafter
 from .texts import StoppingCriterion
 from .tree_mask import LAYOUTS, Layout
-from .verification import DEFAULT_VERIFIER, Verifier, get_verifier
+from .verification import DEFAULT_VERIFIER, get_verifier
 
 if TYPE_CHECKING:
     from transformers import Cache, CompileConfig

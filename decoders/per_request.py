@@ -19,7 +19,7 @@ from .arguments import TEMPERATURES
 from .checks import check_device, check_integer
 from .parameters import check_number
 from .rules import Rule
-from .truncation import check_logits, check_rules, truncate
+from .truncation import check_logits, check_rules_of_numbers, truncate
 
 
 class _Request(NamedTuple):
@@ -102,9 +102,7 @@ class PerRequestRules:
         """
         slot = _slot_of("slot", slot)
         check_number("temperature", temperature, TEMPERATURES)
-        listed = check_rules(rules)
-        if any(rule.has_tensors for rule in listed):
-            raise TypeError(f"the parameters of a request must be numbers, got {listed!r}")
+        listed = check_rules_of_numbers(rules)
         truncated = bool(listed) and temperature > 0
         self._put(slot, _Request(listed, temperature) if truncated else None)
         return truncated

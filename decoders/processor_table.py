@@ -107,6 +107,11 @@ def kind_of(processor: Processor, trusted: Collection[type]) -> Kind:
     """
     entry = TABLE.get(transformers_name(processor))
     if entry is None:
+        if getattr(processor, "needs_all_rows", False) is True:
+            raise ValueError(
+                f"{name_of(processor)} has a parameter of every row, and a generation calls it on "
+                "other rows than those of the batch: give it one number for all rows."
+            )
         if getattr(processor, "context_free", False) is True:
             return Kind.CONTEXT_FREE
         if getattr(processor, "stateless", False) is True or type(processor) in trusted:

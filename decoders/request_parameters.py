@@ -175,5 +175,7 @@ def _rule_of_list(name: str, value: object, entry: Mapping[str, object]) -> Rule
 def _flag(name: str, value: object) -> bool:
     """A boolean, which some engines hand over as 0 or 1."""
     if not isinstance(value, int) or value not in (0, 1):
-        raise ValueError(f"{name} must be true or false, got {reprlib.repr(value)}")
+        is_long = isinstance(value, int) and value.bit_length() > 128
+        shown = "a longer integer" if is_long else reprlib.repr(value)
+        raise ValueError(f"{name} must be true or false, got {shown}")
     return bool(value)

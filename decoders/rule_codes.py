@@ -22,6 +22,7 @@ from .rules import (
     Epsilon,
     Eta,
     MinP,
+    NamedParameter,
     Parameter,
     PLess,
     Rule,
@@ -60,6 +61,8 @@ KINDS: tuple[tuple[type[Rule], dict[str, Any]], ...] = (
 """The rules by their numbers, which graphs that are saved hold: new ones go to the end."""
 
 TIES_ALL = 16
+EXACT = 1 << 53
+"""Up to here every integer is a float."""
 
 FURTHER = 32
 """A further parameter of the rule before."""
@@ -79,7 +82,7 @@ def encode(rules: Sequence[Rule], temperature: Parameter) -> Program:
     program = Program([], [], [], [])
     values = [temperature]
     for rule in rules:
-        own = [parameter.value for parameter in rule.parameters] or [0.0]
+        own = [_exact_as_float(parameter) for parameter in rule.parameters] or [0.0]
         values += own
         operation, keep = _number_of(rule), 1
         if isinstance(rule, TruncationRule):
@@ -95,6 +98,12 @@ def encode(rules: Sequence[Rule], temperature: Parameter) -> Program:
             program.numbers.append(float(value))
             program.parameters.append(None)
     return program
+
+
+def _exact_as_float(parameter: NamedParameter) -> Parameter:
+    """Its value; one of tokens that a float would round is more than any vocabulary has."""
+    value = parameter.value
+    return min(value, EXACT) if parameter.integer and isinstance(value, int) else value
 
 
 def decode(

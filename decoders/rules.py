@@ -190,6 +190,9 @@ class TopP(TruncationRule):
 class TopNSigma(ThresholdRule):
     """Logits within `n_sigma` standard deviations of the largest (arXiv 2411.07641).
 
+    The kernels sum squares in float32: a support whose logits lie further apart than 1e18 (masked by the least finite
+    number in place of -inf, for instance), or nowhere further than 1e-18, has no deviation there.
+
     Args:
         n_sigma: at least 0.
         ties: see the module.

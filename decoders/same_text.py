@@ -23,7 +23,7 @@ from torch import Tensor, distributed
 
 from warpdraft.kernels.noise import Noise
 
-from .verification import VerifiedBlock
+from .abstract_verifiers import VerifiedBlock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

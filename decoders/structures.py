@@ -27,7 +27,7 @@ from .draft_tree import DraftTree, Draws, SeparatePaths
 from .laws import Law
 
 if TYPE_CHECKING:
-    from .verification import Drafts
+    from .abstract_verifiers import Drafts
 
 Structure = Literal["paths", "rollover"]
 STRUCTURES: tuple[Structure, ...] = ("paths", "rollover")

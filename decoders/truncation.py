@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from warpdraft.kernels.support import (
 )
 from warpdraft.kernels.top_k import top_k_reference
 
-from .abstract_rules import Rule, values_of
+from .abstract_rules import Rule, TruncationRule, values_of
 from .arguments import (
     TEMPERATURES,
     allowed,
@@ -36,7 +37,7 @@ from .arguments import (
 from .backend import Backend, operations_of, takes_triton
 from .checks import check_tensor
 from .parameters import check_parameter, rows_of
-from .temperature_rules import change_temperature
+from .temperature_rules import TemperatureRule, change_temperature
 
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -82,12 +83,14 @@ def truncate(
             i // 32 is 1: the layout of xgrammar and vLLM. Other tokens count as -inf.
         row_indices: int64 `[rows]`, each at most once: truncate these rows only, to which the
             parameters and the bitmask belong. The other rows stay as they are in `out`.
-        out: where to write, like `logits`, rows with any stride; `logits` itself truncates in place.
+        out: where to write, like `logits`, rows side by side or further apart; `logits` itself truncates in
+            place, anything else shares no memory with it.
         backend: "torch" takes plain torch; "triton" the kernels, which no chip has run yet, on a GPU
             or in Triton's interpreter; "auto" the kernels for calls on a GPU that they can run.
 
     Returns:
-        `out`, or a new tensor like `logits`, not divided by the temperature.
+        `out`, or a new tensor like `logits`, not divided by the temperature; on a GPU a row without a law is all
+        -inf.
 
     Raises:
         ValueError: a shape or parameter is outside its range, the backend cannot run the call, or
@@ -233,14 +236,41 @@ def check_logits_dtype(name: str, logits: Tensor) -> None:
 
 
 def check_rules(rules: Rule | Sequence[Rule]) -> tuple[Rule, ...]:
-    """The rules as a tuple; TypeError for anything that is not a rule."""
-    listed = tuple(rules) if isinstance(rules, Sequence) else (rules,)
+    """The rules as a tuple; TypeError for anything that is neither a truncation nor a temperature rule."""
+    is_list = isinstance(rules, Sequence) and not isinstance(rules, str)
+    listed = tuple(cast(Sequence[Rule], rules)) if is_list else (cast(Rule, rules),)
     for rule in listed:
-        if not isinstance(rule, Rule):
+        if not isinstance(rule, TruncationRule | TemperatureRule):
             raise TypeError(
                 "rules must be truncation rules such as TopH(0.4), or temperature rules, "
                 f"got {rule!r}"
             )
+    return listed
+
+
+def check_rules_of_all_rows(rules: Rule | Sequence[Rule]) -> tuple[Rule, ...]:
+    """The same for generations, whose laws are asked for other rows than those of the batch.
+
+    Raises:
+        ValueError: a parameter is a tensor `[batch]`.
+    """
+    listed = check_rules(rules)
+    for rule in listed:
+        for name, value, *_ in rule.parameters:
+            if isinstance(value, Tensor) and value.ndim > 0:
+                raise ValueError(
+                    f"{name} must be one number for all rows of a generation, "
+                    f"got a tensor {list(value.shape)}"
+                )
+    return listed
+
+
+def check_rules_of_numbers(rules: Rule | Sequence[Rule]) -> tuple[Rule, ...]:
+    """The same for callers whose rows come and go: TypeError where a parameter is a tensor."""
+    listed = check_rules(rules)
+    for rule in listed:
+        if rule.has_tensors:
+            raise TypeError(f"the parameters of these rules must be numbers, got {rule!r}")
     return listed
 
 

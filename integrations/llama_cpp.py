@@ -18,14 +18,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from warpdraft.arguments import TEMPERATURES
-from warpdraft.rules import Rule, check_parameter
-from warpdraft.truncation import check_rules, truncate
+from warpdraft.parameters import check_number
+from warpdraft.rules import Rule
+from warpdraft.truncation import check_rules_of_numbers, truncate
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
 __all__ = ["Truncation"]
@@ -39,21 +40,21 @@ class Truncation:
         temperature: that of the call, at least 0.
 
     Raises:
-        TypeError: a rule is not a rule.
+        TypeError: a rule is not a rule, or a parameter or the temperature no number.
         ValueError: the temperature is negative or not finite.
     """
 
     def __init__(self, rules: Rule | Sequence[Rule], *, temperature: float = 1.0) -> None:
         # llama.cpp prints the errors of a processor and goes on: they must come now
-        check_parameter("temperature", temperature, TEMPERATURES)
-        self.rules = check_rules(rules)
+        check_number("temperature", temperature, TEMPERATURES)
+        self.rules = check_rules_of_numbers(rules)
         self.temperature = temperature
 
     def __call__(
         self, input_ids: npt.NDArray[np.intc], scores: npt.NDArray[np.single]
     ) -> npt.NDArray[np.single]:
         """`scores` `[vocab]`, any strides, with -inf outside the support: a new array."""
-        row = torch.from_numpy(scores)[None]
+        row = torch.from_numpy(np.ascontiguousarray(scores))[None]
         truncated: npt.NDArray[np.single] = truncate(
             row, self.rules, temperature=self.temperature
         ).numpy()[0]

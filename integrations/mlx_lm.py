@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from warpdraft.arguments import TEMPERATURES
-from warpdraft.rules import Rule, check_parameter
-from warpdraft.truncation import check_rules, truncate
+from warpdraft.parameters import check_number
+from warpdraft.rules import Rule
+from warpdraft.truncation import check_rules_of_numbers, truncate
 
 try:
     import mlx.core as mx
@@ -45,14 +46,14 @@ class Truncation:
         temperature: that of the sampler, at least 0.
 
     Raises:
-        TypeError: a rule is not a rule.
+        TypeError: a rule is not a rule, or a parameter or the temperature no number.
         ValueError: the temperature is negative or not finite; when called, a row holds NaN, +inf
             or nothing finite.
     """
 
     def __init__(self, rules: Rule | Sequence[Rule], *, temperature: float = 1.0) -> None:
-        check_parameter("temperature", temperature, TEMPERATURES)
-        self.rules = check_rules(rules)
+        check_number("temperature", temperature, TEMPERATURES)
+        self.rules = check_rules_of_numbers(rules)
         self.temperature = temperature
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from warpdraft.arguments import TEMPERATURES
-from warpdraft.rules import Rule, check_parameter
-from warpdraft.truncation import check_rules, truncate
+from warpdraft.parameters import check_number
+from warpdraft.rules import Rule
+from warpdraft.truncation import check_rules_of_numbers, truncate
 
 __all__ = ["BatchedTruncation", "Truncation"]
 
@@ -34,8 +35,8 @@ class _Rules:
     """Rules and a temperature for every row that comes."""
 
     def __init__(self, rules: Rule | Sequence[Rule], *, temperature: float = 1.0) -> None:
-        check_parameter("temperature", temperature, TEMPERATURES)
-        self.rules = check_rules(rules)
+        check_number("temperature", temperature, TEMPERATURES)
+        self.rules = check_rules_of_numbers(rules)
         self.temperature = temperature
 
     def apply_inplace(self, logits: Tensor) -> None:
@@ -52,7 +53,7 @@ class Truncation(_Rules):
         temperature: that of the request, at least 0.
 
     Raises:
-        TypeError: a rule is not a rule.
+        TypeError: a rule is not a rule, or a parameter or the temperature no number.
         ValueError: the temperature is negative or not finite.
     """
 

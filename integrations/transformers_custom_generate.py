@@ -31,7 +31,7 @@ from warpdraft.loop import Generated, LoopOptions, generate_tokens
 from warpdraft.processors import ProcessorStack
 from warpdraft.rules import Rule
 from warpdraft.statistics import GenerationStats
-from warpdraft.truncation import check_rules
+from warpdraft.truncation import check_rules_of_all_rows
 from warpdraft.verification import DEFAULT_VERIFIER, Selector, Verifier, get_verifier
 
 from .transformers_arguments import (
@@ -99,7 +99,7 @@ class FusedSampling:
         _check_stop_strings(stop_strings, tokenizer)
         if not isinstance(trusted, Collection) or not all(isinstance(t, type) for t in trusted):
             raise TypeError(f"trusted must be types of logits processors, got {trusted!r}.")
-        self.rules = check_rules(rules)
+        self.rules = check_rules_of_all_rows(rules)
         self.last_stats: GenerationStats | None = None
         self._trusted = trusted
         self._streamer = streamer

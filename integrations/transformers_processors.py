@@ -32,6 +32,12 @@ class _RulesProcessor(LogitsProcessor):
         self.rules = check_rules(rules)
         self.temperature = temperature
 
+    @property
+    def needs_all_rows(self) -> bool:
+        """Whether a parameter is a tensor `[batch]`, which fits plain `generate` alone."""
+        values = [value for rule in self.rules for _, value, *_ in rule.parameters]
+        return any(isinstance(value, Tensor) and value.ndim > 0 for value in values)
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Mask `scores` `[batch, vocab]`: a new tensor, -inf outside the support."""
         return truncate(scores, self.rules, temperature=self.temperature)

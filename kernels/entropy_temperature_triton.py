@@ -57,7 +57,7 @@ def row_sums_triton(
     if call.rows:
         # Triton launches on the current device, which need not be that of the logits
         with torch.cuda.device_of(logits):
-            call._row_stats(restricted=False, raw=False)
+            call.row_stats(restricted=False, raw=False)
     maxima, excesses, moments, _, counts = call.stats[:5].double()
     maximum = maxima.amax(-1)
     anchor = torch.where(maximum.isfinite(), maximum, 0.0)[:, None]

@@ -200,7 +200,7 @@ def _layout(
     return counter, (seed & MASK, (seed >> 32) & MASK)
 
 
-def _fresh_seed(generator: torch.Generator | None, device: torch.device) -> Tensor:
+def _fresh_seed(generator: torch.Generator | None, device: torch.device) -> int | Tensor:
     """One int64 from the generator, or from torch's default one."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -209,9 +209,11 @@ def _fresh_seed(generator: torch.Generator | None, device: torch.device) -> Tens
         )
     source = torch.device("cpu") if generator is None else generator.device
     # from -2**63 with no upper end: every int64 is as likely
-    return torch.empty((), dtype=torch.int64, device=source).random_(
+    drawn = torch.empty((), dtype=torch.int64, device=source).random_(
         -(1 << 63), None, generator=generator
     )
+    # a device is filled with a number of the host without waiting; a copy of a tensor would wait
+    return int(drawn) if source.type == "cpu" else drawn
 
 
 def _per_row(
@@ -251,7 +253,10 @@ def _host(name: str, value: SupportsIndex, low: int, high: int) -> int:
     except TypeError:
         raise TypeError(f"{name} must be an integer or an int64 tensor, got {value!r}") from None
     if not low <= number <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}], got {number}")
+        # Python refuses to write very long integers out
+        is_long = number.bit_length() > 128
+        shown = f"one of {number.bit_length()} bits" if is_long else number
+        raise ValueError(f"{name} must be in [{low}, {high}], got {shown}")
     return number
 
 

@@ -220,7 +220,10 @@ class Row:
         row, dtype = torch.from_numpy(self.logits), self.logits.dtype.type
         with np.errstate(over="ignore"):
             below = float(np.nextafter(dtype(self.value), dtype(-np.inf)))
-        if truncated.dtype == row.dtype:
+        if abs(self.value) < np.finfo(dtype).tiny:
+            # the number below may be denormal, which a processor may be told to take for 0
+            truncated.copy_(row.masked_fill(row < self.value, -torch.inf))
+        elif truncated.dtype == row.dtype:
             torch.ops.aten.threshold.out(row, below, -torch.inf, out=truncated)
         else:
             truncated.copy_(torch.threshold(row, below, -torch.inf))

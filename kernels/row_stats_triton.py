@@ -37,7 +37,6 @@ LEAST_FINITE = tl.constexpr(-3.4028234663852886e38)
 DONE = tl.constexpr(0)
 SUMS = tl.constexpr(1)
 BRACKET = tl.constexpr(2)
-READY = tl.constexpr(3)
 
 # columns of the state of a row, int32 and float32
 STATE = tl.constexpr(20)

@@ -61,10 +61,6 @@ class Support:
         index = torch.full((batch,), vocab - 1, dtype=torch.int64, device=logits.device)
         return cls(value, index, torch.full_like(value, torch.inf))
 
-    def select(self, rows: Tensor) -> Support:
-        """The supports of some rows."""
-        return Support(self.value[rows], self.index[rows], self.upper[rows])
-
 
 def contains(logits: Tensor, support: Support) -> Tensor:
     """Which tokens of `[batch, vocab]` are kept: bool `[batch, vocab]`."""

@@ -46,11 +46,13 @@ def top_h_reference(
     ordered, ids = sorted_tokens(logits, support)
     levels = (ordered - ordered[:, :1]) / temperature[:, None]
     weights = torch.exp(levels)
-    moments = torch.where(weights > 0, weights * levels, 0.0)
+    present = weights > 0
+    moments = torch.where(present, weights * levels, 0.0)
     weights[:, 0] = 0.0
     excess, moment = weights.cumsum(-1), moments.cumsum(-1)
     entropy = torch.log1p(excess) - moment / (1.0 + excess)
-    kept = (entropy <= alpha[:, None] * entropy[:, -1:]) | (alpha[:, None] >= 1.0)
+    kept = (entropy <= alpha[:, None] * entropy[:, -1:]) & present
+    kept |= alpha[:, None] >= 1.0
     return prefix_support(ordered, ids, kept.sum(-1))
 
 
@@ -72,8 +74,11 @@ def top_h(row: Row, temperature: float, alpha: float) -> tuple[float, int]:
         return row.value, row.index
     bound = alpha * row.stats(temperature).entropy
     crossing = longest_prefix(row, temperature, _entropy, bound)
-    if crossing.gap < RECHECKED:
+    if crossing.gap < RECHECKED or bound == 0.0:
         bound = alpha * row.exact_stats(temperature).entropy
+        if bound == 0.0:
+            # all other masses vanish beside the first, and count as none
+            return row.maximum, row.argmax()
         crossing = longest_prefix(row, temperature, _entropy, bound)
     return crossing.value, crossing.id
 

@@ -97,17 +97,17 @@ class TruncationCall:
             return
         # Triton launches on the current device, which need not be that of the logits
         with torch.cuda.device_of(self.logits):
-            self._row_stats(restricted=False, raw=raw)
+            self.row_stats(restricted=False, raw=raw)
             self._support(noise, raw, first=True)
             for wait in self.plan:
                 if wait == "sums":
-                    self._row_stats(restricted=True, raw=False)
+                    self.row_stats(restricted=True, raw=False)
                     self._support(noise, raw)
                 else:
                     self._search()
                     self._support(noise, raw, bracketed=True)
             if self.waits_for_kept:
-                self._row_stats(restricted=True, raw=False)
+                self.row_stats(restricted=True, raw=False)
 
     @property
     def waits_for_kept(self) -> bool:
@@ -216,7 +216,8 @@ class TruncationCall:
             "INTERVALS": TYPICAL.value in self._codes,
         }
 
-    def _row_stats(self, *, restricted: bool, raw: bool) -> None:
+    def row_stats(self, *, restricted: bool, raw: bool) -> None:
+        """Launch the sums of every slice of the rows, or of their supports; of the raw logits too if asked for."""
         row_stats_kernel[(self.rows, self.slices)](
             *self._sources(),
             self.stats,

@@ -198,6 +198,8 @@ def test_llama_cpp_takes_strided_scores_and_returns_new_ones(rules):
     assert np.array_equal(truncated, truncate(logits, rules, temperature=1.5)[0].numpy())
     assert np.isneginf(truncated).any()
     assert np.array_equal(candidates.logit, logits[0].numpy())
+    backwards = processor(np.array([1, 2], dtype=np.intc), candidates.logit[::-1])
+    assert np.array_equal(backwards, truncate(logits.flip(1), rules, temperature=1.5)[0].numpy())
 
 
 class TensorRTLogitsProcessor:
@@ -269,8 +271,12 @@ def test_a_missing_mlx_gets_one_line(monkeypatch):
 def test_mistakes_are_refused_when_the_processor_is_made(plugin):
     with pytest.raises(ValueError, match="temperature must be in"):
         plugin(TopH(0.4), temperature=-1.0)
+    with pytest.raises(TypeError, match="temperature must be a number"):
+        plugin(TopH(0.4), temperature=torch.tensor(1.0))
     with pytest.raises(TypeError, match="rules must be truncation rules"):
         plugin([0.4])
+    with pytest.raises(TypeError, match="parameters of these rules must be numbers"):
+        plugin(TopH(torch.tensor([0.4, 0.5])))
 
 
 def engine_named(name):

@@ -63,6 +63,13 @@ def test_rules_survive_their_numbers(rule):
     assert [repr(found) for found in rules] == [repr(rule)]
 
 
+def test_a_count_that_a_float_would_round_stays_a_count():
+    rules, _ = rule_codes.decode(*rule_codes.encode([TopK((1 << 63) - 1)], 1.0))
+    assert rules[0].top_k == 1 << 53
+    rules, _ = rule_codes.decode(*rule_codes.encode([TopNSigma(1 << 60)], 1.0))
+    assert rules[0].n_sigma == 1 << 60
+
+
 def test_every_rule_has_a_number():
     kinds = {kind for kind, _ in rule_codes.KINDS}
     assert kinds == {type(rule) for rule in RULES}

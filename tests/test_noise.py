@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from no_synchronisation import NoSynchronisation
+from pretended_device import DEVICE, pretended_device
 
 from warpdraft.kernels.noise import (
     MAX_DEPTH,
@@ -266,6 +268,17 @@ def test_depth_and_path_must_be_int64_of_the_rows(field):
         noise.words(Role.DRAFT, index, **{field: torch.zeros(2)})
     with pytest.raises(ValueError, match=rf"{field} must be one number, \[2\] or \[2, 3\]"):
         noise.words(Role.DRAFT, index, **{field: torch.zeros(3, dtype=torch.int64)})
+
+
+def test_a_missing_seed_is_no_copy_to_a_device():
+    with pretended_device(), NoSynchronisation():
+        noise = Noise.create(3, seed=None, device=DEVICE)
+    assert noise.seed.device == DEVICE
+    torch.manual_seed(11)
+    here = Noise.create(3, seed=None, device=torch.device("cpu")).seed
+    torch.manual_seed(11)
+    with pretended_device():
+        assert torch.equal(Noise.create(3, seed=None, device=DEVICE).seed.cpu(), here)
 
 
 def test_values_on_a_device_are_never_read():

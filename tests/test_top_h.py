@@ -8,7 +8,7 @@ from reference import VOCABS, assert_right_on
 
 from warpdraft import TopH, truncate
 from warpdraft.kernels.support import mask
-from warpdraft.truncation import Call
+from warpdraft.truncation import Call, resolve
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,20 @@ def test_next_to_the_bound_float64_decides(maximum):
         alpha = float(entropy[count - 1] / entropy[-1])
         assert len(kept(row, TopH(alpha * (1 + 1e-8)))) == count
         assert len(kept(row, TopH(alpha * (1 - 1e-8)))) == count - 1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.02, 0.0134, 0.01, 1e-6])
+def test_what_has_no_mass_is_not_kept(temperature):
+    # below 0.0134 every mass but the first is 0, and so is the entropy
+    logits = torch.tensor([[10.0, 0.0, -1.0, -2.0]])
+    call = Call.create(logits, TopH(0.4), temperature)
+    for support in (
+        resolve(logits, TopH(0.4), temperature=temperature).support,
+        call.resolve_batch().support,
+    ):
+        assert mask(logits, support)[0].isfinite().tolist() == [True, False, False, False]
+    tied = torch.tensor([[10.0, 0.0, 10.0]])
+    assert kept(tied / temperature, TopH(0.4)) == [0]
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.5, float("inf")])

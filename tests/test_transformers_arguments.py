@@ -1,11 +1,12 @@
 """What `generate` refuses: arguments, options, models and processors that nobody could honour."""
 
+import functools
 import inspect
 import reprlib
 
 import pytest
 import torch
-from drafted_texts import PROMPTS, VOCAB, model_of, one_prompt
+from drafted_texts import PROMPTS, VOCAB, model_of, one_prompt, prompts
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -19,9 +20,14 @@ from transformers import (
 )
 
 from warpdraft.integrations import transformers_arguments
-from warpdraft.integrations.transformers import SpeculativeDecoding, generate
+from warpdraft.integrations.transformers import (
+    FusedSampling,
+    RulesLogitsProcessor,
+    SpeculativeDecoding,
+    generate,
+)
 from warpdraft.integrations.transformers_arguments import ARGUMENTS
-from warpdraft.rules import MinP
+from warpdraft.rules import MinP, TopK
 
 
 @pytest.fixture
@@ -230,6 +236,20 @@ def test_an_unknown_processor_is_refused_or_trusted(target, draft):
         generate(target, draft, **arguments)
     written = generate(target, draft, **arguments, trusted=[Unknown])
     assert torch.equal(written, target.generate(**arguments))
+
+
+@pytest.mark.parametrize("drafting", [False, True], ids=["fused", "speculative"])
+def test_parameters_of_each_row_fit_plain_generation_alone(target, draft, drafting):
+    rule = TopK(torch.tensor([1, 30, 5]))
+    make = functools.partial(SpeculativeDecoding, draft) if drafting else FusedSampling
+    with pytest.raises(ValueError, match=r"top_k must be one number for all rows .* tensor \[3\]"):
+        make(rules=rule)
+    arguments = prompts() | {"max_new_tokens": 3, "do_sample": True, "top_k": 0}
+    processors = LogitsProcessorList([RulesLogitsProcessor(rule)])
+    plain = target.generate(**arguments, logits_processor=processors)
+    assert plain.shape == (3, 8)
+    with pytest.raises(ValueError, match="RulesLogitsProcessor has a parameter of every row"):
+        target.generate(**arguments, logits_processor=processors, custom_generate=make())
 
 
 # options

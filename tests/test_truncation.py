@@ -25,6 +25,7 @@ from warpdraft import (
     Typical,
     truncate,
 )
+from warpdraft.abstract_rules import Rule
 from warpdraft.kernels.support import (
     BAD_PARAMETER,
     EMPTY,
@@ -397,6 +398,12 @@ def test_bad_logits(logits, error, message):
         (lambda: TopH(float("nan")), ValueError, "got nan"),
         (lambda: TopH(1.5, variant="transformers"), ValueError, r"\(0, 1\], got 1.5"),
         (lambda: TopH(0.4, variant="other"), ValueError, "'other'"),
+        (lambda: TopH(2.0, variant="other"), ValueError, "'other'"),
+        (
+            lambda: TopK(min_tokens_to_keep=-(10**5000)),
+            ValueError,
+            "at least 1, got one of 16610 bits",
+        ),
         (lambda: TopH("0.4"), TypeError, "'0.4'"),
         (lambda: TopH(True), TypeError, "True"),
         (lambda: MinP(-0.1), ValueError, r"min_p must be in \[0, 1\], got -0.1"),
@@ -426,6 +433,18 @@ def test_bad_parameters(make, error, message):
         make()
 
 
+class Neither(Rule):
+    """It narrows no support by a threshold and is no temperature rule."""
+
+    parameters = ()
+
+    def apply_row(self, row, temperature, values):
+        return 2 * temperature
+
+    def apply(self, logits, support, temperature, values):
+        return support, 2 * temperature
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -437,6 +456,8 @@ def test_bad_parameters(make, error, message):
         ({"rules": MinP(torch.ones(3))}, ValueError, r"min_p must have shape \[2\]"),
         ({"rules": [0.4]}, TypeError, "0.4"),
         ({"rules": TopH}, TypeError, "TopH"),
+        ({"rules": ""}, TypeError, "rules must be truncation rules"),
+        ({"rules": Neither()}, TypeError, "rules must be truncation rules"),
         ({"temperature": 10**400}, ValueError, "temperature must be in .* an integer of 1329 bits"),
         ({"row_indices": [0]}, TypeError, "row_indices must be a tensor, got list"),
         ({"token_bitmask": [[1]]}, TypeError, "token_bitmask must be a tensor, got list"),
@@ -448,6 +469,34 @@ def test_bad_parameters(make, error, message):
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         truncate(torch.zeros(2, 4), **{"rules": TopH(0.4), **arguments})
+
+
+def test_out_may_be_the_logits_or_other_memory_alone():
+    both = torch.tensor([[9.0, 1.0], [3.0, 4.0], [5.0, 7.0], [0.0, 2.0]])
+    expected = truncate(both, TopK(1))
+    with pytest.raises(ValueError, match="logits itself, or share no memory"):
+        truncate(both[:-1], TopK(1), out=both[1:])
+    with pytest.raises(ValueError, match="logits itself, or share no memory"):
+        truncate(both[:1].expand(2, 2), TopK(1), out=both[:2])
+    with pytest.raises(ValueError, match=r"rows that do not overlap, got strides \(0, 1\)"):
+        truncate(both[:2], TopK(1), out=torch.zeros(1, 2).expand(2, 2))
+    # the halves of one buffer, and a buffer in place
+    assert torch.equal(truncate(both[:2], TopK(1), out=both[2:]), expected[:2])
+    assert torch.equal(truncate(both[:2], TopK(1), out=both[:2]), expected[:2])
+    assert torch.equal(both, expected[:2].repeat(2, 1))
+
+
+@pytest.mark.parametrize("vocab", [8, 5000, 20_000])
+def test_a_cut_at_zero_where_denormal_numbers_are_flushed(vocab):
+    logits = torch.zeros(1, vocab)
+    logits[0, 3] = 1.0
+    expected = truncate(logits, TopK(vocab // 2))
+    torch.set_flush_denormal(True)
+    try:
+        assert torch.equal(truncate(logits, TopK(vocab // 2)), expected)
+    finally:
+        torch.set_flush_denormal(False)
+    assert int(expected.isfinite().sum()) == vocab // 2
 
 
 def test_rules_are_values():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from warpdraft.abstract_verifiers import DraftBlock, VerifiedBlock
 from warpdraft.kernels.noise import Noise
-from warpdraft.verification import DraftBlock, VerifiedBlock
 
 from .optimal_block import OptimalBlock
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from warpdraft.abstract_verifiers import NodeVerifier
 from warpdraft.kernels.draw import draw
 from warpdraft.kernels.k_seq import acceptance_ratio, k_seq_plan, residual_mass
 from warpdraft.kernels.noise import Noise, Role
-from warpdraft.verification import NodeVerifier
 
 
 class KSeq(NodeVerifier):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from warpdraft.abstract_verifiers import NodeVerifier
 from warpdraft.checks import LARGEST, check_integer
 from warpdraft.kernels.draw import draw
 from warpdraft.kernels.noise import Noise, Role
@@ -19,7 +20,6 @@ from warpdraft.kernels.optimal import (
 from warpdraft.kernels.ranks import win_probabilities
 from warpdraft.kernels.ratio_grid import row_sums
 from warpdraft.kernels.top_tokens import mass_of, top_tokens, without_tokens
-from warpdraft.verification import NodeVerifier
 
 
 class Optimal(NodeVerifier):

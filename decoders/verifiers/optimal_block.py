@@ -7,6 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from warpdraft.abstract_verifiers import (
+    DraftBlock,
+    VerifiedBlock,
+    Verifier,
+    draw_bonus,
+    without_bad_rows,
+)
 from warpdraft.kernels.noise import Noise, Role
 from warpdraft.kernels.optimal import (
     NUM_BINS,
@@ -18,13 +25,6 @@ from warpdraft.kernels.optimal import (
 from warpdraft.kernels.ranks import win_probabilities
 from warpdraft.kernels.ratio_grid import row_sums
 from warpdraft.laws import Law, NodeLaws
-from warpdraft.verification import (
-    DraftBlock,
-    VerifiedBlock,
-    Verifier,
-    draw_bonus,
-    without_bad_rows,
-)
 
 from .optimal import check_num_bins, check_selector
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from warpdraft.abstract_verifiers import NodeVerifier
 from warpdraft.kernels.draw import draw
 from warpdraft.kernels.noise import Noise, Role
 from warpdraft.kernels.recursive import acceptance_ratio, iid_acceptance, residual_law
 from warpdraft.laws import NodeLaws
-from warpdraft.verification import NodeVerifier
 
 
 class Recursive(NodeVerifier):

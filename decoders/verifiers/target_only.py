@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from warpdraft.abstract_verifiers import NodeVerifier
 from warpdraft.kernels.draw import draw
 from warpdraft.kernels.noise import Noise, Role
 from warpdraft.kernels.top_tokens import mass_of, top_tokens
-from warpdraft.verification import NodeVerifier
 
 
 class TargetOnly(NodeVerifier):

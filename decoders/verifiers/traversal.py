@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from warpdraft.abstract_verifiers import DraftBlock, VerifiedBlock, Verifier, without_bad_rows
 from warpdraft.kernels.noise import Noise, Role
 from warpdraft.kernels.top_tokens import without_tokens
 from warpdraft.laws import Law, NodeLaws
-from warpdraft.verification import DraftBlock, VerifiedBlock, Verifier, without_bad_rows
 
 
 class Traversal(Verifier):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from warpdraft import MinP, TopH, TopK, TopP, Typical, truncate, verify_block
+from warpdraft import MinP, TopH, TopK, TopP, Typical, check, sample, truncate, verify_block
 from warpdraft.backend import operations_of
 from warpdraft.kernels.noise import Noise
 from warpdraft.kernels.truncation_triton import sample_triton, truncate_triton
@@ -104,8 +104,10 @@ def test_verification(verifier):
         call()
 
 
-def test_a_bad_row_is_named_by_the_public_call():
+def test_a_bad_row_keeps_nothing_and_is_named_by_check():
     logits = torch.randn(BATCH, VOCAB, device="cuda")
     logits[2, 5] = torch.nan
+    truncated = truncate(logits, MinP(0.1))
+    assert truncated[2].eq(-torch.inf).all() and truncated[1].isfinite().any()
     with pytest.raises(ValueError, match="row 2 has a NaN logit"):
-        truncate(logits, MinP(0.1))
+        check(sample(logits, MinP(0.1), seed=1))
