@@ -309,7 +309,7 @@ def test_sums_of_slices_against_float64():
     call = TruncationCall(logits, operations_of(rules), 1.7, None, None, None)
     call.resolve()
     # the plan restricts the sums of two rows further on; the whole rows are read again
-    call._row_stats(restricted=False, raw=True)
+    call.row_stats(restricted=False, raw=True)
     for row, sums in zip(logits.double(), call.stats.permute(1, 2, 0).double(), strict=True):
         for part, found in zip(row.split(8192), sums, strict=True):
             x = part[part > -torch.inf]
