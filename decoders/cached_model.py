@@ -95,6 +95,10 @@ class CachedModel:
                 )
         self.lengths = lengths
 
+    def take_back(self, count: Tensor) -> None:
+        """Forget the last `count` `[rows]` int64 tokens of every row."""
+        self.commit(_arange(self.lengths), count)
+
     def forward_tree(self, token_ids: Tensor, depth: Tensor, visible: Tensor) -> Tensor:
         """Append nodes of a tree behind every row's text; logits `[rows, n, vocab]` after each of them.
 

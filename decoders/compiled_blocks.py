@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from warpdraft.kernels.noise import Noise
+from warpdraft.kernels.support import compute_dtype
 
 from .abstract_verifiers import VerifiedBlock, Verifier
 from .backend import takes_triton
@@ -119,10 +120,14 @@ class CompiledBlocks:
     ) -> VerifiedBlock:
         batch = len(target_logits)
         follows = torch.cat(paths.follows, dim=1)[:, :, None]
+        # as in `plain_law`: a quotient of halves would round the law, and one by a small temperature overflow
+        wide = target_logits.to(compute_dtype(target_logits.dtype))
+        numbers = torch.finfo(wide.dtype)
+        heat = self.temperature.clamp(numbers.tiny, numbers.max).to(wide.dtype)
+        tempered = (wide - wide.amax(-1, keepdim=True)) / heat
         # certain of token 0, as the draft's laws are there
-        behind_a_stop = torch.full_like(target_logits[:1, :1], -torch.inf)
+        behind_a_stop = torch.full_like(wide[:1, :1], -torch.inf)
         behind_a_stop[..., 0] = 0
-        tempered = target_logits / self.temperature.to(target_logits.dtype)
         drafts = [level.law.probs.unflatten(0, (batch, -1)) for level in paths.laws]
         return verify_block(
             torch.where(follows, tempered, behind_a_stop),

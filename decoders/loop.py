@@ -29,7 +29,14 @@ from .draft_tree import DraftTree
 from .drafting import DraftPaths, draft_paths
 from .laws import LawPipeline
 from .layouts import Branches, PathRows, TreeRow
-from .loop_inputs import check_inputs, check_laws, check_static, check_token_ids, context_of
+from .loop_inputs import (
+    check_inputs,
+    check_laws,
+    check_static,
+    check_token_ids,
+    check_windows,
+    context_of,
+)
 from .loop_options import LoopOptions
 from .same_text import same_text
 from .scored_block import ScoredBlock
@@ -143,6 +150,7 @@ class _Run:
         self.reader = draft if isinstance(draft, TextSource) else None
         draft_model = _draft_model(draft, target_model)
         self.context = context_of(target_model, draft_model, options.max_length)
+        check_windows(target_model, attention_mask, options.max_length)
         batch, device = len(input_ids), input_ids.device
         greedy = pipeline.temperature == 0
         self.verifier = PlainSampling() if draft is None else get_verifier(options.verifier)
@@ -401,9 +409,12 @@ class _Run:
 
     def _export(self, longest: int) -> Cache:
         """The target's cache, slot i holding position i of the returned token ids."""
-        if bool((self.texts.lengths < longest).any()):
-            # a row that stopped early is not read to its end yet, but stands inside the returned text
-            self.target.model.forward(self.texts.last_tokens(1))
+        behind = longest - self.texts.lengths
+        width = int(behind.max())
+        if width > 0:
+            # a row that stopped early goes on with its padding, which stands in the returned text
+            self.target.model.take_back(width - behind)
+            self.target.model.forward(self.texts.token_ids[:, longest - 1 - width : longest - 1])
         # padding may stand between tokens, and keeps its slots
         real = torch.ones_like(self.texts.token_ids[:, : longest - 1])
         real[:, : self.prompt_width] = self.real

@@ -82,6 +82,20 @@ def context_of(
     return smallest
 
 
+def check_windows(
+    target_model: PreTrainedModel, attention_mask: Tensor | None, max_length: int
+) -> None:
+    """ValueError for padding between tokens in a sliding window, where it would take places that ours does not."""
+    window = getattr(target_model.config.get_text_config(), "sliding_window", None)
+    if window is None or max_length <= window or attention_mask is None:
+        return
+    if bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):
+        raise ValueError(
+            "attention_mask has zeros between tokens, which take places in the target's sliding window "
+            f"of {window} tokens: move the padding to the left, or write at most {window} tokens"
+        )
+
+
 def check_static(
     target_model: PreTrainedModel,
     draft_model: PreTrainedModel | None,

@@ -132,7 +132,7 @@ class LoopOptions:
         several = self.adaptive is not None and len(self.adaptive.num_drafts or ()) > 1
         if self.structure != "paths" or verifier.drafts != "iid" or several:
             raise ValueError(
-                'cache_implementation="static" needs the same number of i.i.d. paths in every block: '
+                'cache_implementation="static" and compile=True need the same number of i.i.d. paths in every block: '
                 'structure="paths", one num_drafts, and a verifier of i.i.d. drafts, '
                 f"got structure={self.structure!r} and verifier {verifier.name!r}"
             )

@@ -132,6 +132,10 @@ class SlotModel:
         self.lengths = self.lengths + token_ids.shape[1]
         return logits
 
+    def take_back(self, count: Tensor) -> None:
+        """Forget the last `count` `[rows]` int64 tokens of every row."""
+        self.lengths = self.lengths - count
+
     def read(
         self, token_ids: Tensor, number: Tensor, depth: Tensor, seen: Tensor, *, fast: bool = False
     ) -> Tensor:

@@ -22,7 +22,7 @@ class GenerationStats:
         accepted_by_position: calls in which it was accepted.
         rules: names of the processors and rules that ran, in order.
         verifier: its name, or None for plain sampling.
-        num_drafts: K, as asked for; the largest where it adapts.
+        num_drafts: K of a block, the largest where it adapts; 1 in greedy decoding with i.i.d. drafts.
         draft_length: L, likewise.
         blocks_by_shape: how many blocks had K paths of L tokens, by (K, L), where that adapts.
         seed: of the noise: the same seed, batch and models write the same text.

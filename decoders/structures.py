@@ -392,7 +392,7 @@ def get_drafter(
     if drafts != "iid" or num_top > 0:
         raise ValueError(
             'structure="rollover" is for verifiers of i.i.d. drafts, '
-            f"got drafts={drafts!r} with {num_top} of the most likely tokens"
+            f"got drafts={drafts!r} and num_top={num_top}"
         )
     budget = num_drafts * draft_length if node_budget is None else node_budget
     if not draft_length <= budget <= MOST_NODES:

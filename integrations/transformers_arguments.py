@@ -64,7 +64,9 @@ ARGUMENTS: dict[str, Argument] = {
     "custom_generate": _refused("it is what calls us"),
     "trust_remote_code": _unused("only code from the Hub needs it"),
     # model arguments
-    "attention_mask": _honoured("2-D, not 0 in its last column"),
+    "attention_mask": _honoured(
+        "2-D, not 0 in its last column, nor between tokens of a text beyond a sliding window"
+    ),
     "position_ids": _honoured(
         "must count the tokens of attention_mask from 0, as the default does"
     ),

@@ -68,7 +68,7 @@ class FusedSampling:
         sequence: `[rows]` int64 names of the rows, by default their numbers.
         generator: takes the seed's place.
         trusted: types of logits processors to run although they do not say `stateless = True`.
-        streamer: gets the prompt, then the new tokens; always ended. One text only.
+        streamer: gets the prompt, then the new tokens; ended by every call, also one that raises. One text only.
         tokenizer: needed for `stop_strings`.
         stop_strings: a row ends with the token that completes one of them.
 
@@ -176,7 +176,7 @@ class FusedSampling:
             input_ids,
             model_kwargs.get("attention_mask"),
             pipeline,
-            self._run_options(config, stopping_criteria, cache, input_ids.device),
+            self._run_options(config, stopping_criteria, cache, input_ids),
         )
         if cache is None:
             return generated, processors
@@ -190,7 +190,7 @@ class FusedSampling:
         config: GenerationConfig,
         criteria: StoppingCriteriaList,
         cache: Cache | None,
-        device: torch.device,
+        input_ids: Tensor,
     ) -> LoopOptions:
         """One run's options: lengths and end tokens out of the prepared criteria, the rest called."""
         called = StoppingCriteriaList(
@@ -211,13 +211,15 @@ class FusedSampling:
         if cache_implementation is None:
             cache_implementation = "static" if self._compile else "dynamic"
         pad_token = config._pad_token_tensor
-        max_length = criteria.max_length
-        assert max_length is not None, "generate always prepares a MaxLengthCriteria"
+        lengths = [each.max_length for each in criteria if type(each) is MaxLengthCriteria]
+        assert lengths, "generate always prepares a MaxLengthCriteria"
+        # plain generation writes one token before it asks the caller's own
+        max_length = max(min(lengths), input_ids.shape[1] + 1)
         return dataclasses.replace(
             self._options,
             max_length=max_length,
             cache_implementation=cache_implementation,
-            compile_config=_compile_config(config, device, asked=self._compile),
+            compile_config=_compile_config(config, input_ids.device, asked=self._compile),
             # without a pad token there is no end token either: every row is filled to the end
             pad_token_id=0 if pad_token is None else int(pad_token),
             eos_token_ids=end_tokens,
@@ -359,6 +361,9 @@ class SpeculativeDecoding(FusedSampling):
             layout=layout,
         )
         self._compile = compile
+        if compile:
+            # what static caches do not take is refused here, not in the run
+            dataclasses.replace(self._options, cache_implementation="static")
         if source is not None:
             most = self._options.extreme_shapes(num_drafts)[1].num_drafts
             source.check_drafts(rule, most, structure)

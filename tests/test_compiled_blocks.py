@@ -100,6 +100,23 @@ def test_trees_are_verified_from_logits(uncompiled, calls, monkeypatch, verifier
     assert calls == {"draft_paths", "verify"}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("temperature", [0.7, 1.7, 3e-4])
+def test_trees_of_halves_are_verified_in_float32(
+    uncompiled, calls, monkeypatch, dtype, temperature
+):
+    models = [model.to(dtype) for model in pair()]
+    options = {"num_drafts": 3, "draft_length": 3, "seed": 5}
+    pipeline = LawPipeline()
+    pipeline.temperature = temperature
+    texts = []
+    for verifies in (None, "tree"):
+        monkeypatch.setattr(compiled_blocks, "_verifies", lambda *_, verifies=verifies: verifies)
+        texts.append(run(*models, *prompts(), 120, pipeline=pipeline, **options, **STATIC))
+    assert torch.equal(texts[0].token_ids, texts[1].token_ids)
+    assert calls == {"draft_paths", "verify"}
+
+
 @pytest.mark.parametrize("num_drafts", [1, 3])
 def test_compiled_steps_write_the_same_text(num_drafts):
     options = {"num_drafts": num_drafts, "draft_length": 2, "seed": 5, "eos_token_ids": [7, 20]}

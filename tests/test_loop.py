@@ -213,6 +213,38 @@ def test_the_returned_cache_is_that_of_the_returned_text() -> None:
             )
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"layout": "paths"}, {"cache_implementation": "static"}], ids=str
+)
+def test_a_returned_cache_holds_the_padding_behind_a_stop(options) -> None:
+    """A later turn may leave it visible: where the padding token is the end token, `generate` makes no mask."""
+    target, draft = tiny_model(), tiny_model(seed=1)
+    token_ids = prompts()[0][:, 3:]
+    mask = torch.ones_like(token_ids)
+    free = run(target, draft, token_ids, mask, 12, seed=4)
+    eos = int(free.token_ids[1, token_ids.shape[1] + 2])
+    stopping = {"eos_token_ids": [eos], "pad_token_id": eos, "return_cache": True}
+    first = run(target, draft, token_ids, mask, 12, seed=4, **stopping, **options)
+    width = first.token_ids.shape[1] - 1
+    assert bool((first.token_ids[1, -2:] == eos).all()), "a row must stop early"
+    read = target(input_ids=first.token_ids[:, :-1]).past_key_values
+    for mine, theirs in zip(first.past_key_values.layers, read.layers, strict=True):
+        assert mine.keys.shape[2] == width
+        torch.testing.assert_close(mine.keys, theirs.keys, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mine.values, theirs.values, atol=1e-5, rtol=1e-4)
+
+
+def test_padding_between_tokens_of_a_sliding_window_is_refused(monkeypatch) -> None:
+    target, draft = tiny_model("gemma3"), tiny_model("gemma3", seed=1)
+    monkeypatch.setattr(target.config, "sliding_window", 12)
+    token_ids, mask = prompts()
+    run(target, draft, token_ids, mask, 13 - token_ids.shape[1], seed=4)
+    mask[0, 5:7] = 0
+    run(target, draft, token_ids, mask, 12 - token_ids.shape[1], seed=4)
+    with pytest.raises(ValueError, match="sliding window of 12 tokens: move the padding"):
+        run(target, draft, token_ids, mask, 13 - token_ids.shape[1], seed=4)
+
+
 def test_the_returned_cache_keeps_the_slots_of_padding_between_tokens() -> None:
     target, draft = tiny_model(), tiny_model(seed=1)
     token_ids, mask = prompts()

@@ -269,6 +269,8 @@ BAD_OPTIONS = [
     ({"trusted": MinP}, TypeError, "trusted must be types of logits processors"),
     ({"trusted": ["Failing"]}, TypeError, "trusted must be types of logits processors"),
     ({"compile": 1}, TypeError, "compile must be True or False, got 1"),
+    ({"compile": True, "structure": "rollover"}, ValueError, "compile=True need the same number"),
+    ({"num_top": 3, "structure": "rollover", "verifier": "optimal"}, ValueError, "num_top=3"),
     ({"num_drafts": 2.0}, TypeError, "num_drafts must be an int, got 2.0"),
     ({"seed": "7"}, TypeError, "seed must be an int, got '7'"),
     ({"streamer": 3}, TypeError, r"streamer must have put\(\) and end\(\), got 3"),

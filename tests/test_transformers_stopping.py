@@ -9,6 +9,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    MaxLengthCriteria,
     PreTrainedTokenizerFast,
     StoppingCriteria,
 )
@@ -80,6 +81,16 @@ def test_a_custom_criterion_stops_inside_an_accepted_run(target):
     assert expected.shape[1] < 35
     spec = SpeculativeDecoding(target, draft_length=8)
     assert torch.equal(greedy(target, spec, **arguments, stopping_criteria=criteria), expected)
+
+
+@pytest.mark.parametrize("lengths", [[20, 8], [8, 20], [5], [3, 30]], ids=str)
+def test_every_length_of_the_caller_counts(target, draft, lengths):
+    criteria = transformers.StoppingCriteriaList(MaxLengthCriteria(length) for length in lengths)
+    expected = greedy(target, **prompts(), max_new_tokens=30, stopping_criteria=criteria)
+    spec = SpeculativeDecoding(draft, draft_length=3)
+    written = greedy(target, spec, **prompts(), max_new_tokens=30, stopping_criteria=criteria)
+    assert torch.equal(written, expected)
+    assert expected.shape[1] == max(min(lengths), PROMPTS.shape[1] + 1)
 
 
 def test_max_time_ends_every_row_after_one_token(target, draft):
