@@ -78,12 +78,13 @@ def check_out(out: Tensor | None, logits: Tensor) -> None:
 
 
 def _overlap(out: Tensor, logits: Tensor) -> bool:
-    """Whether some row of `out` may lie in another row of the logits; addresses alone are read."""
-    if out.numel() == 0 or out.untyped_storage().data_ptr() != logits.untyped_storage().data_ptr():
-        return False
-    if out.data_ptr() == logits.data_ptr() and (len(out) == 1 or out.stride() == logits.stride()):
+    """Whether some row of `out` may lie in another row of the logits; no number is read."""
+    if out.numel() == 0 or out.untyped_storage()._cdata != logits.untyped_storage()._cdata:
         return False
     first, second = _span(out), _span(logits)
+    same_rows = len(out) == 1 or out.stride() == logits.stride()
+    if first.start == second.start and same_rows:
+        return False
     return first.start < second.stop and second.start < first.stop
 
 

@@ -228,7 +228,7 @@ def test_compact_laws_are_verified_like_dense_ones(rules, verifier):
     arguments = {"rules": rules, "verifier": verifier, "seed": 4}
     compact = warpdraft.verify_block(*block, **arguments)
     assert law_of(block[0][:, 0], rules, 1.0).token_ids is not None
-    with patch("warpdraft.verification.law_of", lambda *given: law_of(*given).dense()):
+    with patch("warpdraft.logits_block.law_of", lambda *given: law_of(*given).dense()):
         dense = warpdraft.verify_block(*block, **arguments)
     assert torch.equal(compact.output_token_ids, dense.output_token_ids)
     assert torch.equal(compact.num_accepted, dense.num_accepted)

@@ -186,14 +186,16 @@ def test_texts_are_those_of_fused_sampling(pair, method):
         drawn = {"do_sample": False}
         if setting.temperature > 0:
             drawn = {"do_sample": True, "temperature": setting.temperature, "top_k": 0}
+        rules = [
+            rule.with_parameters([float(values[0]) for _, values, *_ in rule.parameters])
+            for rule in rules_of([setting], 1)
+        ]
         theirs = pair.target.generate(
             **inputs,
             **drawn,
             max_new_tokens=6,
             suppress_tokens=pair.tokenizer.all_special_ids,
-            custom_generate=FusedSampling(
-                rules_of([setting], 3), seed=5, sequence=torch.arange(3, 6)
-            ),
+            custom_generate=FusedSampling(rules, seed=5, sequence=torch.arange(3, 6)),
         )
         assert texts.tolist() == theirs[:, width:].tolist()
 
