@@ -31,7 +31,7 @@ def sums_in_float64(row: np.ndarray, temperature: float) -> tuple[float, float]:
     return excess, math.log1p(excess) - math.fsum(weights * levels) / (1 + excess)
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3, 2.0])
 @pytest.mark.parametrize("level", [-9.1, -11.3, -12.7, -14.9])
 def test_float32_sums_are_good_to_what_is_rechecked(level, temperature):
     row = spike_over_equal_tail(level, maximum=17.3)
