@@ -3,9 +3,10 @@
     python bench/speed.py --json speed.json
 
 Every way writes the same prompts, by turns, and the median of the rounds counts. Assisted generation gets the best of
-4, 8 and 20 assistant tokens (threshold 0), ours the best of as many draft lengths; transformers' assists one text at a
-time. Time is the process's CPU time, so run it on one thread (the default): what else the machine does then changes it
-little. Prompts are read within the time.
+1, 2, 3, 4 and 8 assistant tokens (threshold 0), ours the best of three draft lengths; transformers' assists one text at
+a time. Plain generation runs on a compiled static cache too, for what compilation gains is no gain of drafting. Time
+is the process's CPU time, so run it on one thread (the default): what else the machine does then changes it little.
+Prompts are read within the time.
 
 What a block costs beside its models is the time of its stages less that of the same models' calls alone: same shapes,
 compiled the same way, one after the other.
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from warpdraft.bench.model_pair import ModelPair
     from warpdraft.bench.strategies import Run, Sampling
 
-ASSISTANT_TOKENS = (4, 8, 20)
+ASSISTANT_TOKENS = (1, 2, 3, 4, 8)
 DRAFT_LENGTHS = (2, 3, 4)
 
 
@@ -161,6 +162,10 @@ def ways_of(
         )
 
     ways: dict[tuple[str, str], Way] = {("plain", ""): plain}
+    if compiled:
+        ways["plain", "compiled"] = lambda inputs, seed: run_plain_compiled(
+            pair, inputs, replace(sampling, seed=seed)
+        )
     for tokens in ASSISTANT_TOKENS if batch == 1 else ():
         ways["assisted", f"{tokens} tokens"] = assisted(tokens)
     for num_drafts in (1, 4):
@@ -170,6 +175,31 @@ def ways_of(
                 speculation = Speculation(num_drafts, length, "optimal_block", compiled=way)
                 ways["ours", drafts] = ours(speculation)
     return ways
+
+
+def run_plain_compiled(pair: ModelPair, inputs: BatchEncoding, sampling: Sampling) -> Run:
+    """Plain sampling by transformers on a static cache, its call of one token compiled."""
+    import torch
+    from transformers import CompileConfig
+
+    from warpdraft.bench.strategies import Run, emitted_tokens
+
+    mode: Any = None
+    config: Any = CompileConfig(fullgraph=False, dynamic=False, mode=mode)
+    # transformers compiles by itself on accelerators alone
+    config._compile_all_devices = True
+    torch.manual_seed(sampling.seed)
+    target: Any = pair.target
+    start = time.perf_counter()
+    sequences = target.generate(
+        **inputs,
+        **sampling.generate_arguments(),
+        cache_implementation="static",
+        compile_config=config,
+    )
+    seconds = time.perf_counter() - start
+    tokens = emitted_tokens(pair, sequences[:, inputs["input_ids"].shape[1] :])
+    return Run("plain sampling, compiled", tokens, tokens, seconds)
 
 
 def encoded(pair: ModelPair, batch: int, prompts: int) -> list[BatchEncoding]:
@@ -314,8 +344,7 @@ def call_seconds(
 
 def print_lines(lines: list[Line]) -> None:
     """A table of one batch size."""
-    plain = best(lines, "plain", lines[0].batch)
-    assert plain is not None
+    plain = next(line for line in lines if line.name == "plain" and not line.drafts)
     assisted = best(lines, "assisted", lines[0].batch)
     typer.echo(f"batch {plain.batch}: tokens a second (spread of the rounds), block efficiency")
     for line in lines:

@@ -125,7 +125,9 @@ def verifiers(
         sampling = Sampling(rules, temperature, max_new_tokens, seed)
         pair = load_pair(model, draft_model, skip=skip or (), device=device, dtype=dtype)
         if pair.draft is None:
-            raise ValueError("the comparison needs a draft model: --draft-model or --skip")
+            raise ValueError(
+                f"--draft must be a model or first-layers:N here, or --skip given, got {draft_model!r}"
+            )
         texts = prompts_for(pair.name, prompt_file, prompts)
         file = Results(
             results,

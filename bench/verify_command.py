@@ -102,7 +102,9 @@ def verify(
         speculation.check()
         pair = load_pair(model, draft_model, skip=skip or (), device=device, dtype=dtype)
         if pair.draft is None:
-            raise ValueError("the certificate needs a draft model: --draft-model or --skip")
+            raise ValueError(
+                f"--draft must be a model or first-layers:N here, or --skip given, got {draft_model!r}"
+            )
         input_ids = pair.encode([prompt], raw=True)["input_ids"]
 
     with progress_bar() as progress:

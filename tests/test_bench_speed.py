@@ -67,6 +67,8 @@ def test_the_table_takes_the_fastest_draft_length_of_each_way(tmp_path):
     lines = [
         line("plain", 1, "", 100.0),
         line("plain", 8, "", 400.0),
+        line("plain", 1, "compiled", 150.0),
+        line("plain", 8, "compiled", 500.0),
         line("assisted", 1, "4 tokens", 80.0),
         line("assisted", 1, "8 tokens", 50.0),
     ]
@@ -82,6 +84,8 @@ def test_the_table_takes_the_fastest_draft_length_of_each_way(tmp_path):
     }
     cells = {name: [cell.strip() for cell in row] for name, row in rows.items()}
     assert cells["plain `generate`"] == ["100 [99, 101]", "400 [399, 401]", "1.00", "1.00", "1.25"]
+    compiled = cells["plain `generate`, static cache, compiled"]
+    assert compiled[::2] == ["150 [149, 151]", "1.50", "1.88"]
     assert cells["assisted generation"] == [
         "80 [79, 81], 4 tokens",
         "one text at a time only",

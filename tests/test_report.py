@@ -131,16 +131,20 @@ def test_gains_carry_interval_and_stars(tmp_path):
 
 def test_the_printed_look_up_table_is_read(tmp_path):
     rows = {
-        "assisted look-up, L = 10": "2.12",
-        "look-up, K = 1, L = 4": "2.36",
-        "look-up, K = 1, L = 10": "2.80",
-        "look-up, K = 3, L = 10": "3.03",
+        "assisted look-up, L = 10": ("2.12", "1.30"),
+        "look-up, K = 1, L = 4": ("2.36", "1.16"),
+        "look-up, K = 1, L = 10": ("2.80", "1.15"),
+        "look-up, K = 3, L = 10": ("3.03", "1.05"),
     }
-    text = "\n".join(f"│ {name} │ 288 │ 99 │ {number} │ │" for name, number in rows.items())
+    text = "\n".join(
+        f"│ {name} │ 288 │ 99 │ {tokens} │ │ 80.0 │ {ratio} │"
+        for name, (tokens, ratio) in rows.items()
+    )
     (tmp_path / "look_up.txt").write_text(text, encoding="utf-8")
     sentence = look_up_sentence([tmp_path / "look_up.txt"])
     assert sentence.startswith("2.36 tokens a target call with K = 1, L = 4, 2.80 with")
-    assert sentence.endswith("look-up with 10 tokens 2.12")
+    assert "look-up with 10 tokens 2.12." in sentence
+    assert sentence.endswith("theirs 1.30, ours 1.16, 1.15, 1.05")
 
 
 def test_tables_and_marks_are_plain_markdown():
