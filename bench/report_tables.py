@@ -185,8 +185,8 @@ def look_up_sentence(files: Sequence[Path]) -> str:
     theirs = "assisted look-up, L = 10"
     return (
         f"{found[0]} tokens a target call with K = 1, L = 4, {found[1]} with K = 1, L = 10 and {found[2]} with "
-        f"K = 3, L = 10; transformers' own look-up with 10 tokens {rows[theirs]}. In time, as a ratio to plain sampling "
-        f"on a CPU: theirs {speeds[theirs]}, ours {', '.join(times)}"
+        f"K = 3, L = 10; transformers' own look-up with 10 tokens {rows[theirs]}. In time, as a ratio to plain "
+        f"sampling on a CPU: theirs {speeds[theirs]}, ours {', '.join(times)}"
     )
 
 
